@@ -1,0 +1,36 @@
+"""Errors a user can meet, one class per exit code.
+
+Every message has three parts: the value found, what was expected, and the cure.
+"""
+
+from __future__ import annotations
+
+
+class HeadwaterError(Exception):
+    """Root of every error headwater raises on purpose; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class InputError(HeadwaterError):
+    """Bad input (recipe, data, model, option), found before anything is trained."""
+
+    exit_code = 2
+
+
+class StageError(HeadwaterError):
+    """A stage could not finish; everything published before it is kept."""
+
+    exit_code = 1
+
+
+class BudgetExhausted(HeadwaterError):
+    """A budget of the recipe is used up; everything so far is saved."""
+
+    exit_code = 3
+
+
+class Interrupted(HeadwaterError):
+    """The user stopped the run; running the same command continues it."""
+
+    exit_code = 130

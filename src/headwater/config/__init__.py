@@ -1,0 +1,1 @@
+"""Recipes: frozen, strict settings, read from YAML."""

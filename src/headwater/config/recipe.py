@@ -1,0 +1,310 @@
+"""The recipe: one YAML file that says task, models, pools, stages, arms and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from headwater.config.base import Settings
+from headwater.config.stages import (
+    READS_TEACHER,
+    STAGE_MODELS,
+    GRPOStage,
+    ModelStage,
+    OPDStage,
+    PretrainStage,
+    SampleSFTStage,
+    Sampling,
+    SFTStage,
+    WarmupStage,
+    _tuple,
+)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+
+
+class Task(Settings):
+    """Where problems come from, how they are asked and how answers are checked."""
+
+    train: str
+    eval: dict[Name, str] = Field(min_length=1)
+    columns: dict[str, str] | None = None
+    verifier: str = "math"
+    prompt: Literal["boxed", "hash", "answer_is", "bare"] = "boxed"
+    verifier_workers: PositiveInt = 1
+    verifier_timeout_seconds: PositiveFloat = 5.0
+
+
+class ChainItem(Settings):
+    """One stage of a chain: its kind, its pool, and the settings that differ from the default.
+
+    Written `grpo`, `{grpo: 1H}` or `{grpo: {pool: 1H, steps: 50}}`.
+    """
+
+    kind: Literal["pretrain", "sft", "grpo", "warmup", "sample_sft", "opd"]
+    pool: str | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+
+def _chain_item(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"kind": value}
+    if isinstance(value, Mapping) and len(value) == 1 and "kind" not in value:
+        ((kind, body),) = value.items()
+        if body is None:
+            return {"kind": kind}
+        if isinstance(body, str):
+            return {"kind": kind, "pool": body}
+        if isinstance(body, Mapping):
+            rest = {k: v for k, v in body.items() if k != "pool"}
+            return {"kind": kind, "pool": body.get("pool"), "overrides": rest}
+    return value
+
+
+Chain = Annotated[
+    tuple[Annotated[ChainItem, BeforeValidator(_chain_item)], ...], BeforeValidator(_tuple)
+]
+
+
+class ModelSpec(Settings):
+    """Where a model comes from, and the stages every arm's base is made with.
+
+    `source`: `hf:ID-or-path`, `gguf:path`, `smollm2-135m`, `tiny:NAME`, `prune:MODELNAME`
+    (with `layers`: how many to keep, or which).
+    """
+
+    source: str
+    layers: (
+        PositiveInt | Annotated[tuple[int, ...], BeforeValidator(_tuple)] | None
+    ) = None
+    prepare: Chain = ()
+
+
+class PoolSpec(Settings):
+    """How the training problems are divided. All pools are disjoint; `split` halves `labels`."""
+
+    labels: PositiveInt
+    split: Annotated[tuple[Name, ...], BeforeValidator(_tuple)] = ("1H", "2H")
+    prompts: Annotated[int, Field(ge=0)] = 0
+    worked: Annotated[int, Field(ge=0)] = 0
+    validation: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every pool a stage may name."""
+        optional = [n for n in ("prompts", "worked", "validation") if getattr(self, n)]
+        return ("labels", *self.split, *optional)
+
+
+class Stages(Settings):
+    """Defaults of each stage kind; an arm may override single keys."""
+
+    pretrain: PretrainStage = PretrainStage()
+    sft: SFTStage = SFTStage()
+    grpo: GRPOStage = GRPOStage()
+    warmup: WarmupStage = WarmupStage()
+    sample_sft: SampleSFTStage = SampleSFTStage()
+    opd: OPDStage = OPDStage()
+
+
+class Arm(Settings):
+    """A route for the labels: what trains the teacher, then what trains the student.
+
+    An arm without `student` is evaluated on its teacher. An empty chain is the base model.
+    """
+
+    title: str | None = None
+    teacher: Chain | None = None
+    student: Chain | None = None
+    teacher_model: Name = "teacher"
+    student_model: Name = "student"
+
+    @property
+    def evaluates(self) -> Literal["teacher", "student"]:
+        """Which of the two models this arm's row is about."""
+        return "teacher" if self.student is None else "student"
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Self:
+        if self.teacher is None and self.student is None:
+            raise ValueError("an arm needs a `teacher` or a `student` chain (it may be empty: [])")
+        return self
+
+
+class Contrast(Settings):
+    """Two arms and what they may differ in."""
+
+    better: Name
+    than: Name
+    differs_in: (
+        Annotated[tuple[str, ...], BeforeValidator(_tuple)] | None
+    ) = None
+
+
+class Budget(Settings):
+    """Limits on what training may spend over the whole run; None means no limit."""
+
+    labels: PositiveInt | None = None
+    verifier_calls: PositiveInt | None = None
+    generated_tokens: PositiveInt | None = None
+    updates: PositiveInt | None = None
+
+    def limits(self) -> dict[str, float]:
+        """Only the limits that are set."""
+        return {k: float(v) for k, v in self.model_dump().items() if v is not None}
+
+
+class Evaluation(Settings):
+    """avg@k on every evaluation set; `problems` caps each set (the first n by seeded order)."""
+
+    attempts: PositiveInt = 16
+    problems: PositiveInt | None = None
+    sampling: Sampling | None = None
+    batch_prompts: PositiveInt = 64
+
+
+class Compute(Settings):
+    """Where and how it runs. `processes` independent stages at once, `threads` each."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    processes: PositiveInt | None = None
+    threads: PositiveInt | None = None
+
+
+class Recipe(Settings):
+    """A whole study."""
+
+    name: Name
+    question: str | None = None
+    task: Task
+    models: dict[Name, ModelSpec]
+    pools: PoolSpec
+    sampling: Sampling = Sampling()
+    stages: Stages = Stages()
+    arms: dict[Name, Arm] = Field(min_length=1)
+    contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(_tuple)] = ()
+    evaluation: Evaluation = Evaluation()
+    budget: Budget = Budget()
+    compute: Compute = Compute()
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_tuple), Field(min_length=1)] = (0,)
+
+    def stage(self, item: ChainItem) -> ModelStage:
+        """The settings of a chain's stage: the recipe's defaults with the item's overrides."""
+        default = getattr(self.stages, item.kind)
+        merged = _merge(default.model_dump(exclude_unset=True), item.overrides)
+        return STAGE_MODELS[item.kind].model_validate(merged)  # type: ignore[return-value]
+
+    def pool(self, item: ChainItem) -> str | None:
+        """The pool a chain's stage reads: its own, or the kind's default."""
+        if item.kind == "pretrain":
+            return None
+        if item.pool is not None:
+            return item.pool
+        if item.kind == "sft":
+            return "worked" if self.pools.worked else "labels"
+        if item.kind in READS_TEACHER and self.pools.prompts:
+            return "prompts"
+        return "labels"
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        problems = [*_model_problems(self), *_arm_problems(self), *_contrast_problems(self)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        keep = both and (
+            "kind" not in value or value.get("kind") == old.get("kind")  # type: ignore[union-attr]
+        )
+        merged[key] = _merge(old, value) if keep else value  # type: ignore[arg-type]
+    return merged
+
+
+def _model_problems(recipe: Recipe) -> list[str]:
+    found = []
+    for name, spec in recipe.models.items():
+        if spec.source.startswith("prune:"):
+            parent = spec.source.removeprefix("prune:")
+            if parent not in recipe.models or parent == name:
+                found.append(
+                    f"models.{name}.source={spec.source}: expected prune:MODEL with MODEL one of "
+                    f"{sorted(set(recipe.models) - {name})}"
+                )
+            if spec.layers is None:
+                found.append(f"models.{name}: prune: needs `layers` (how many to keep, or which)")
+        elif spec.layers is not None:
+            found.append(f"models.{name}.layers: only prune: sources take `layers`; remove it")
+        for index, item in enumerate(spec.prepare):
+            where = f"models.{name}.prepare[{index}]"
+            if item.kind not in ("pretrain", "sft"):
+                found.append(f"{where}: {item.kind} cannot prepare a base; use pretrain or sft")
+            found += _item_problems(recipe, item, where)
+    return found
+
+
+def _item_problems(recipe: Recipe, item: ChainItem, where: str) -> list[str]:
+    found = []
+    pool = recipe.pool(item)
+    if pool is not None and pool not in recipe.pools.names:
+        found.append(
+            f"{where}: pool {pool!r} is not one of {', '.join(recipe.pools.names)}; "
+            "name one of these or add it under `pools`"
+        )
+    if item.kind == "grpo" and pool in ("prompts", "worked"):
+        found.append(f"{where}: grpo cannot read pool {pool!r}, which has no labels; use labels")
+    try:
+        recipe.stage(item)
+    except ValueError as error:
+        details = getattr(error, "errors", None)
+        lines = (
+            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in details()]
+            if details
+            else [str(error)]
+        )
+        found += [f"{where}.{item.kind}: {line}" for line in lines]
+    return found
+
+
+def _arm_problems(recipe: Recipe) -> list[str]:
+    found = []
+    for name, arm in recipe.arms.items():
+        roles = (("teacher", arm.teacher, arm.teacher_model),
+                 ("student", arm.student, arm.student_model))
+        for role, chain, model in roles:
+            if chain is None:
+                continue
+            if model not in recipe.models:
+                found.append(
+                    f"arms.{name}: model {model!r} is not one of {sorted(recipe.models)}; "
+                    f"add it under `models` or set {role}_model"
+                )
+            for index, item in enumerate(chain):
+                where = f"arms.{name}.{role}[{index}]"
+                found += _item_problems(recipe, item, where)
+                if item.kind == "pretrain":
+                    found.append(f"{where}: pretrain belongs under models.NAME.prepare")
+                if item.kind in READS_TEACHER and (role == "teacher" or arm.teacher is None):
+                    found.append(
+                        f"{where}: {item.kind} needs a teacher; use it in a student chain and "
+                        "give the arm a teacher chain (`teacher: []` is the raw teacher)"
+                    )
+    return found
+
+
+def _contrast_problems(recipe: Recipe) -> list[str]:
+    return [
+        f"contrasts[{index}].{side}: {arm!r} is not an arm; choose from {sorted(recipe.arms)}"
+        for index, contrast in enumerate(recipe.contrasts)
+        for side, arm in (("better", contrast.better), ("than", contrast.than))
+        if arm not in recipe.arms
+    ]

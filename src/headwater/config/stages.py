@@ -1,0 +1,247 @@
+"""Settings of every stage kind; defaults are the vetted ones of METHOD's tables."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from headwater.config.base import Settings
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _kind_shorthand(value: Any) -> Any:
+    """`full` means `{kind: full}`; lists are Python's or YAML's way to write tuples."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Sampling(Settings):
+    """How responses are drawn. Filters are off, as in the paper: they bias importance ratios."""
+
+    temperature: PositiveFloat = 1.0
+    max_new_tokens: PositiveInt = 512
+
+
+# --- what a distillation reads of the teacher -------------------------------------------------
+
+
+class FullVocabulary(Settings):
+    """The teacher's whole distribution (hidden states and head; logits chunk by chunk)."""
+
+    kind: Literal["full"] = "full"
+
+
+class TopK(Settings):
+    """The teacher's k most likely tokens and one bucket for all the rest."""
+
+    kind: Literal["top_k"] = "top_k"
+    k: Annotated[int, Field(ge=2)] = 64
+
+
+class SampledToken(Settings):
+    """Only the log-probability of the sampled token: a policy gradient with
+    log pi_T - log pi as a detached advantage. Unbiased, noisy."""
+
+    kind: Literal["sampled"] = "sampled"
+
+
+CacheableTargets = Annotated[
+    FullVocabulary | TopK, Field(discriminator="kind"), BeforeValidator(_kind_shorthand)
+]
+Targets = Annotated[
+    FullVocabulary | TopK | SampledToken,
+    Field(discriminator="kind"),
+    BeforeValidator(_kind_shorthand),
+]
+
+
+class ReverseKL(Settings):
+    """KL(student || teacher), mode-seeking (arXiv:2605.12483, Eq. 4)."""
+
+    kind: Literal["reverse"] = "reverse"
+
+
+class ForwardKL(Settings):
+    """KL(teacher || student), mode-covering (arXiv:2605.12483, Eq. 5)."""
+
+    kind: Literal["forward"] = "forward"
+
+
+class MixedKL(Settings):
+    """forward_weight * KL(teacher || student) + (1 - forward_weight) * KL(student || teacher)."""
+
+    kind: Literal["mixed"] = "mixed"
+    forward_weight: Fraction = 0.5
+
+
+Divergence = Annotated[
+    ReverseKL | ForwardKL | MixedKL,
+    Field(discriminator="kind"),
+    BeforeValidator(_kind_shorthand),
+]
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+class TrainingStage(Settings):
+    """Optimiser settings every training stage has. AdamW; gradients clipped by global norm."""
+
+    lr: PositiveFloat = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_tuple)] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip: PositiveFloat = 1.0
+    micro_batch_tokens: PositiveInt = 16384
+    checkpoint_seconds: PositiveFloat = 30.0
+
+
+class PretrainStage(TrainingStage):
+    """Makes an embedded model from scratch on traces of mixed quality (task:arithmetic)."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    steps: PositiveInt = 400
+    batch_size: PositiveInt = 128
+    lr: PositiveFloat = 2e-3
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    worked: Fraction = 0.4
+    careless: Fraction = 0.3
+    guessed: Fraction = 0.3
+    slip_rate: Fraction = 0.3
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        total = self.worked + self.careless + self.guessed
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(
+                f"worked + careless + guessed = {total:g}, expected 1; make the shares sum to 1"
+            )
+        return self
+
+
+class SFTStage(TrainingStage):
+    """Cross-entropy on worked solutions."""
+
+    kind: Literal["sft"] = "sft"
+    epochs: PositiveInt = 1
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 1e-5
+
+
+class KLPenalty(Settings):
+    """KL(policy || reference) added to the loss. Estimators that can be differentiated:
+    k2 (half squared log-ratio), k3 (ratio - 1 - log-ratio), exact (over the vocabulary)."""
+
+    coefficient: Annotated[float, Field(ge=0)] = 5e-4
+    estimator: Literal["k2", "k3", "exact"] = "k3"
+
+
+class DynamicSampling(Settings):
+    """Replace groups whose rewards are all equal by fresh prompts, at most `max_rounds` times."""
+
+    max_rounds: PositiveInt = 2
+
+
+class GRPOStage(TrainingStage):
+    """Group-relative policy optimisation with a verifier's reward."""
+
+    kind: Literal["grpo"] = "grpo"
+    steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 16
+    group_size: PositiveInt = 8
+    advantage: Literal["group_std", "group_mean"] = "group_std"
+    normalization: Literal["token", "sequence", "constant"] = "token"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    updates_per_batch: PositiveInt = 1
+    importance_cap: PositiveFloat | None = 2.0
+    kl: KLPenalty = KLPenalty(coefficient=0.0)
+    dynamic_sampling: DynamicSampling | None = None
+    sampling: Sampling | None = None
+
+    @model_validator(mode="after")
+    def _groups(self) -> Self:
+        if self.group_size < 2:
+            raise ValueError("group_size=1 gives zero advantages; set group_size >= 2")
+        return self
+
+
+class TeacherRolloutsStage(Settings):
+    """Teacher rollouts with the teacher's distributions, sampled once and cached."""
+
+    kind: Literal["teacher_rollouts"] = "teacher_rollouts"
+    rollouts_per_prompt: PositiveInt = 1
+    targets: CacheableTargets | None = FullVocabulary()
+    sampling: Sampling
+    prompts_per_batch: PositiveInt = 64
+
+
+class WarmupStage(TrainingStage):
+    """Forward KL on cached teacher rollouts with the teacher's distributions (Eq. 5)."""
+
+    kind: Literal["warmup"] = "warmup"
+    epochs: PositiveInt = 1
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 64
+    teacher_rollouts_per_prompt: PositiveInt = 1
+    targets: CacheableTargets = FullVocabulary()
+    sampling: Sampling | None = None
+
+
+class SampleSFTStage(TrainingStage):
+    """Cross-entropy on teacher samples (hard labels): the baseline the warmup is compared to."""
+
+    kind: Literal["sample_sft"] = "sample_sft"
+    epochs: PositiveInt = 1
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 64
+    teacher_rollouts_per_prompt: PositiveInt = 1
+    sampling: Sampling | None = None
+
+
+class OPDStage(TrainingStage):
+    """On-policy distillation: a KL to the teacher on the student's own rollouts (Eq. 4)."""
+
+    kind: Literal["opd"] = "opd"
+    steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 16
+    group_size: PositiveInt = 4
+    kl: Divergence = ReverseKL()
+    targets: Targets = FullVocabulary()
+    normalization: Literal["token", "sequence", "constant"] = "token"
+    importance_cap: PositiveFloat | None = 2.0
+    sampling: Sampling | None = None
+
+    @model_validator(mode="after")
+    def _sampled_is_reverse(self) -> Self:
+        if self.targets.kind == "sampled" and self.kl.kind != "reverse":
+            raise ValueError(
+                f"targets: sampled estimates the reverse KL only, but kl is {self.kl.kind}; "
+                "set kl: reverse, or targets: full or top_k"
+            )
+        return self
+
+
+ModelStage = PretrainStage | SFTStage | GRPOStage | WarmupStage | SampleSFTStage | OPDStage
+
+STAGE_MODELS: dict[str, type[TrainingStage]] = {
+    "pretrain": PretrainStage,
+    "sft": SFTStage,
+    "grpo": GRPOStage,
+    "warmup": WarmupStage,
+    "sample_sft": SampleSFTStage,
+    "opd": OPDStage,
+}
+
+#: Stages that read gold answers or worked solutions through the vault.
+READS_LABELS = frozenset({"sft", "grpo"})
+#: Stages that learn from a teacher.
+READS_TEACHER = frozenset({"warmup", "sample_sft", "opd"})

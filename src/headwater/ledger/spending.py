@@ -1,0 +1,45 @@
+"""What can be spent, and a total of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+INTEGER_COUNTERS = (
+    "verifier_calls",
+    "prompts",
+    "generated_tokens",
+    "teacher_scored_tokens",
+    "trained_tokens",
+    "updates",
+)
+REAL_COUNTERS = ("flops", "seconds")
+COUNTERS = INTEGER_COUNTERS + REAL_COUNTERS
+LIMITABLE = ("labels", *COUNTERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """A total over some stages.
+
+    labels: distinct problems whose gold answer was read; peak_memory_bytes: the largest
+    observed; everything else is a sum. flops are floating-point operations, seconds wall time.
+    """
+
+    labels: int = 0
+    verifier_calls: int = 0
+    prompts: int = 0
+    generated_tokens: int = 0
+    teacher_scored_tokens: int = 0
+    trained_tokens: int = 0
+    updates: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Field name -> value, in the order of the fields.
+
+        >>> Spending(labels=2, updates=1).as_dict()["labels"]
+        2
+        """
+        return asdict(self)

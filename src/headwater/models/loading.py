@@ -1,0 +1,125 @@
+"""Reading a model folder back: weights in one dtype, every one of them present."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from headwater.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    attn_implementation: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The causal language model in the folder `path`, in eval mode.
+
+    dtype: of the weights in memory; device: a torch device; attn_implementation: the name
+    transformers gives an attention ("sdpa", "eager", "flash_attention_2", ...).
+    Raises InputError for a folder without a model, and for weights that do not fit the
+    config (missing ones would otherwise be drawn at random).
+    """
+    require_model_folder(path)
+    with without_progress_bars():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    require_all_weights(str(path), info)
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in the folder `path`.
+
+    Raises InputError for a folder without one, or with one that has no chat template.
+    """
+    require_model_folder(path)
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise InputError(
+            f"model folder {path} has no tokenizer: expected tokenizer.json and "
+            "tokenizer_config.json beside config.json; copy them there"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the tokenizer in {path} does not load ({error}): expected one that transformers "
+            "reads; download or export it again"
+        ) from error
+    require_chat_template(tokenizer, f"the tokenizer in {path}")
+    return tokenizer
+
+
+def require_model_folder(path: Path) -> None:
+    """Raise InputError unless `path` is a folder with a config.json."""
+    if not path.is_dir():
+        raise InputError(
+            f"model folder {path} does not exist: expected a Hugging Face folder (config.json, "
+            "*.safetensors, tokenizer.json); check the path"
+        )
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"model folder {path} has no config.json: expected a Hugging Face folder; give the "
+            "folder that holds config.json, not the one above it"
+        )
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise InputError unless the tokenizer, called `name` in the message, has a chat template."""
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"{name} has no chat template: every prompt is encoded through one; add "
+            "chat_template.jinja to the source folder, or choose an instruction-tuned model"
+        )
+
+
+def require_all_weights(name: str, info: dict, *, allow_unexpected: bool = True) -> None:
+    """Raise InputError where transformers' loading info names weights that do not fit the config.
+
+    Missing and misshapen ones never pass; unexpected ones (a head of another task, say)
+    only with `allow_unexpected`.
+    """
+    kinds = ["missing_keys", "mismatched_keys"]
+    kinds += [] if allow_unexpected else ["unexpected_keys"]
+    wrong = {kind: sorted(str(entry) for entry in info[kind]) for kind in kinds if info[kind]}
+    if wrong:
+        found = "; ".join(
+            f"{len(entries)} {kind.removesuffix('_keys')}, first {entries[0]}"
+            for kind, entries in wrong.items()
+        )
+        raise InputError(
+            f"{name} does not hold the weights its config.json describes ({found}); expected "
+            "exactly those; download or export it again"
+        )
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Switch transformers' own progress bars off inside the block, and back as they were."""
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()

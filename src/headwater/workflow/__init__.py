@@ -1,0 +1,1 @@
+"""A study as a graph of stages: planned, stored, executed and resumed."""

@@ -1,0 +1,221 @@
+"""Artifacts on disk: published whole or not at all, and checked before they are used.
+
+A run folder holds `artifacts/<fingerprint>/` (finished), `staging/<fingerprint>/` (being
+written) and `checkpoints/<fingerprint>/` (how an interrupted stage continues).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from headwater.errors import InputError, StageError
+from headwater.types import Artifact
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """An artifact that does not match its manifest, and in what."""
+
+    fingerprint: str
+    reason: str
+
+
+class ArtifactStore:
+    """The artifacts of one run folder. Hashes are checked once per store, sizes always."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._artifacts = run_dir / "artifacts"
+        self._staging = run_dir / "staging"
+        self._checkpoints = run_dir / "checkpoints"
+        for folder in (self._artifacts, self._staging, self._checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._hashed: set[str] = set()
+
+    def path(self, fingerprint: str) -> Path:
+        """Where the artifact lies once it is published."""
+        return self._artifacts / fingerprint
+
+    def staging_dir(self, fingerprint: str) -> Path:
+        """Where a stage writes its result."""
+        return self._staging / fingerprint
+
+    def checkpoint_dir(self, fingerprint: str) -> Path:
+        """Where a stage keeps what it needs to continue."""
+        return self._checkpoints / fingerprint
+
+    def get(self, fingerprint: str) -> Artifact | None:
+        """The published artifact, or None. Raises StageError naming what is damaged in it."""
+        if not self.path(fingerprint).is_dir():
+            return None
+        damage = self.find_damage(fingerprint)
+        if damage is not None:
+            raise StageError(
+                f"{self.path(fingerprint)}: {damage.reason}; run the recipe again to rebuild it"
+            )
+        manifest = self.manifest(fingerprint)
+        return Artifact(
+            manifest["kind"], fingerprint, self.path(fingerprint), tuple(manifest["parents"])
+        )
+
+    def manifest(self, fingerprint: str) -> dict[str, Any]:
+        """What was written beside a published artifact: kind, parents, settings, files."""
+        text = (self.path(fingerprint) / MANIFEST).read_text(encoding="utf-8")
+        found = json.loads(text)
+        if not isinstance(found, dict) or not {"kind", "parents", "files"} <= found.keys():
+            raise ValueError("manifest lacks kind, parents or files")
+        return found
+
+    def find_damage(self, fingerprint: str) -> Damage | None:
+        """What is wrong with a published artifact; None when it is sound."""
+        folder = self.path(fingerprint)
+        try:
+            files = self.manifest(fingerprint)["files"]
+        except (OSError, ValueError) as error:
+            return Damage(fingerprint, f"{MANIFEST} cannot be read ({error})")
+        for name, expected in files.items():
+            file = folder / name
+            if not file.is_file():
+                return Damage(fingerprint, f"{name} is missing")
+            size = file.stat().st_size
+            if size != expected["bytes"]:
+                return Damage(fingerprint, f"{name} has {size} bytes, not {expected['bytes']}")
+            if fingerprint not in self._hashed and _sha256(file) != expected["sha256"]:
+                return Damage(fingerprint, f"{name} differs from its recorded hash")
+        self._hashed.add(fingerprint)
+        return None
+
+    def discard(self, fingerprint: str) -> None:
+        """Remove an artifact together with any state its stage left, so that it is rebuilt."""
+        for folder in (
+            self.path(fingerprint),
+            self.staging_dir(fingerprint),
+            self.checkpoint_dir(fingerprint),
+        ):
+            _remove(folder)
+
+    def begin(self, fingerprint: str) -> bool:
+        """Prepare the folders of a stage; returns whether it continues from a checkpoint.
+
+        Without a checkpoint, whatever a former attempt left in staging is removed.
+        """
+        checkpoint = self.checkpoint_dir(fingerprint)
+        continues = checkpoint.is_dir() and any(checkpoint.iterdir())
+        if not continues:
+            _remove(self.staging_dir(fingerprint))
+        self.staging_dir(fingerprint).mkdir(parents=True, exist_ok=True)
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        return continues
+
+    def publish(self, fingerprint: str, facts: Mapping[str, Any]) -> Path:
+        """Make the staged result an artifact in one step; returns its folder.
+
+        facts: what the manifest says beside the files (kind, parents, config, seed, seconds).
+        """
+        staged = self.staging_dir(fingerprint)
+        files = {}
+        for file in sorted(p for p in staged.rglob("*") if p.is_file() and p.name != MANIFEST):
+            _fsync(file)
+            files[file.relative_to(staged).as_posix()] = {
+                "bytes": file.stat().st_size,
+                "sha256": _sha256(file),
+            }
+        manifest = {"fingerprint": fingerprint, **facts, "files": files}
+        path = staged / MANIFEST
+        path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _fsync(path)
+        for folder in (*(p for p in staged.rglob("*") if p.is_dir()), staged):
+            _fsync(folder)
+        _remove(self.path(fingerprint))
+        staged.rename(self.path(fingerprint))
+        _fsync(self._artifacts)
+        _remove(self.checkpoint_dir(fingerprint))
+        self._hashed.add(fingerprint)
+        return self.path(fingerprint)
+
+
+@contextmanager
+def run_lock(run_dir: Path, wait_seconds: float = 10.0) -> Iterator[None]:
+    """Hold a run folder for one run; the system releases it when the process ends, however.
+
+    Waits up to `wait_seconds` for the workers of a run that was killed. Raises InputError with
+    the owner's process id when another run holds the folder.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with _open_lock(run_dir / "run.lock") as owner, _open_lock(worker_lock(run_dir)) as workers:
+        if not _try_lock(owner):
+            owner.seek(0)
+            pid = owner.read().strip() or "unknown"
+            raise InputError(
+                f"{run_dir}: in use by process {pid}; wait for that run to end, or give --out "
+                "another folder"
+            )
+        owner.truncate(0)
+        owner.write(str(os.getpid()))
+        owner.flush()
+        deadline = time.monotonic() + wait_seconds
+        while not _try_lock(workers):
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"{run_dir}: workers of an earlier run are still at work; end them (they are "
+                    "named headwater-worker), or give --out another folder"
+                )
+            time.sleep(0.05)
+        fcntl.flock(workers, fcntl.LOCK_UN)
+        yield
+
+
+def worker_lock(run_dir: Path) -> Path:
+    """The file every worker holds a shared lock on while it lives."""
+    return run_dir / "workers.lock"
+
+
+def _open_lock(path: Path) -> IO[str]:
+    return path.open("a+", encoding="utf-8")
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        # Renamed first, so that a half-removed folder is never taken for a whole one.
+        doomed = path.with_name(f"{path.name}.removed")
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        path.rename(doomed)
+        shutil.rmtree(doomed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,23 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
         ) from error
     require_chat_template(tokenizer, f"the tokenizer in {path}")
     return tokenizer
+
+
+def stored_dtype(path: Path) -> torch.dtype:
+    """The dtype that the config.json in the folder `path` gives its weights; float32 if none.
+
+    Raises InputError for a folder without a config.json.
+    """
+    require_model_folder(path)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    name = config.get("dtype", config.get("torch_dtype")) or "float32"
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(
+            f"{path / 'config.json'} has dtype {name!r}: expected a torch dtype such as bfloat16; "
+            "correct it"
+        )
+    return dtype
 
 
 def require_model_folder(path: Path) -> None:

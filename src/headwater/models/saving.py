@@ -46,6 +46,8 @@ def save_model(
     with without_progress_bars():
         rebuild(model, dtype=dtype).save_pretrained(out_dir)
     save_tokenizer(tokenizer, out_dir)
+    for weights in out_dir.glob("*.safetensors"):  # written as 0600, whatever the umask says
+        weights.chmod((out_dir / "config.json").stat().st_mode)
 
 
 def rebuild(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -87,7 +89,7 @@ def build_from_state(
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> None:
-    """Write the tokenizer's files to `out_dir` under the class name that every version knows.
+    """Write the tokenizer's files to `out_dir`, under the class name that every version knows.
 
     transformers 5 names its class TokenizersBackend; version 4, which older servers carry,
     knows the same files as PreTrainedTokenizerFast, and version 5 accepts that name too.
@@ -95,6 +97,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> None:
     tokenizer.save_pretrained(out_dir)
     path = out_dir / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("is_local", "local_files_only"):  # how it was loaded, not what it is
+        values.pop(name, None)
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,154 @@
+"""How large a model is, from its config.json alone: planning counts without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headwater.errors import InputError
+from headwater.models.source_names import SourceKind, describe_source, kept_layers
+from headwater.models.tiny_sizes import tiny_config_values
+
+SMOLLM2_CONFIG: Mapping[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+
+QKV_BIAS = frozenset({"qwen2", "qwen2_moe"})
+"""Families whose query, key and value projections have a bias that no config key names."""
+
+QK_NORM = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text"})
+"""Families with a norm on queries and on keys, one weight per head dimension."""
+
+FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text"})
+"""Families with norms before and after attention and MLP."""
+
+TIED_UNLESS_SAID = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text"})
+"""Families whose config leaves tie_word_embeddings out when it is true."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What planning needs to know of a model's size.
+
+    parameters: all, a tied embedding counted once. matmul_parameters: those that every
+    token is multiplied with (layers and head, not the input embedding; of experts the
+    active ones). kv_values_per_token: numbers the KV cache keeps of one token.
+    """
+
+    parameters: int
+    matmul_parameters: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    kv_values_per_token: int
+
+
+def parameter_count(config: Mapping[str, Any]) -> int:
+    """Number of parameters of the decoder that a config.json describes, tied weights once.
+
+    Exact for the Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and Gemma families, an estimate
+    for others of their build. Raises InputError where a width is missing.
+    """
+    return model_size(config).parameters
+
+
+def model_size(config: Mapping[str, Any]) -> ModelSize:
+    """Size of the decoder that a config.json describes; see `parameter_count` for how exact.
+
+    Raises InputError where a width is missing.
+    """
+    config = config.get("text_config", config)
+    vocabulary, hidden = _number(config, "vocab_size"), _number(config, "hidden_size")
+    layers = _number(config, "num_hidden_layers")
+    heads = _number(config, "num_attention_heads")
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or hidden // heads
+    family = config.get("model_type", "")
+    per_layer = _attention(config, heads, kv_heads, head_dim)
+    per_layer += (4 if family in FOUR_NORMS else 2) * hidden
+    mlps = [_mlp(config, layer) for layer in range(layers)]
+    body = layers * per_layer + hidden
+    tied = config.get("tie_word_embeddings", family in TIED_UNLESS_SAID)
+    embedding = vocabulary * hidden
+    return ModelSize(
+        parameters=body + sum(total for total, _ in mlps) + embedding * (1 if tied else 2),
+        matmul_parameters=body + sum(active for _, active in mlps) + embedding,
+        layers=layers,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        kv_values_per_token=2 * layers * kv_heads * head_dim,
+    )
+
+
+def _attention(config: Mapping[str, Any], heads: int, kv_heads: int, head_dim: int) -> int:
+    hidden, family = _number(config, "hidden_size"), config.get("model_type", "")
+    queries, keys = heads * head_dim, kv_heads * head_dim
+    count = 2 * hidden * queries + 2 * hidden * keys
+    if family in QKV_BIAS:
+        count += queries + 2 * keys
+    elif config.get("attention_bias"):
+        count += queries + 2 * keys + hidden
+    return count + (2 * head_dim if family in QK_NORM else 0)
+
+
+def _mlp(config: Mapping[str, Any], layer: int) -> tuple[int, int]:
+    """Parameters of a layer's MLP: all of them, and those active for one token."""
+    hidden = _number(config, "hidden_size")
+    experts = config.get("num_experts") or config.get("num_local_experts") or 0
+    step = config.get("decoder_sparse_step", 1)
+    if not experts or layer in (config.get("mlp_only_layers") or ()) or (layer + 1) % step:
+        width = _number(config, "intermediate_size")
+        count = 3 * hidden * width + (2 * width + hidden if config.get("mlp_bias") else 0)
+        return count, count
+    expert = (
+        3 * hidden * (config.get("moe_intermediate_size") or _number(config, "intermediate_size"))
+    )
+    router = hidden * experts
+    return router + experts * expert, router + config.get("num_experts_per_tok", 1) * expert
+
+
+def _number(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    if not isinstance(value, int):
+        raise InputError(
+            f"config.json has {name}={value!r}: expected a whole number to estimate the model's "
+            "size from; give a decoder model in the format of transformers"
+        )
+    return value
+
+
+def source_config(
+    source: str,
+    *,
+    layers: int | Sequence[int] | None = None,
+    parent: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """The config.json values of `source` as far as its size needs them; None if not known yet.
+
+    Not known are hub models that are not in a local folder and GGUF files: they are read
+    when materialised. layers, parent: for prune, the choice and the parent's values.
+    Raises InputError for a source or a choice of layers that does not exist.
+    """
+    described = describe_source(source)
+    if described.kind is SourceKind.TINY:
+        return tiny_config_values(described.target)
+    if described.kind is SourceKind.SMOLLM2:
+        return dict(SMOLLM2_CONFIG)
+    if described.kind is SourceKind.HF:
+        path = Path(described.target).expanduser() / "config.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if described.kind is SourceKind.PRUNE and parent is not None and layers is not None:
+        kept = kept_layers(parent["num_hidden_layers"], layers)
+        return {**parent, "num_hidden_layers": len(kept)}
+    return None

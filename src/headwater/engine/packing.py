@@ -1,0 +1,142 @@
+"""Turns rollouts into flat batches: the only place that pads, shifts and makes masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from headwater.engine.attention import PackedLayout, PromptCache, packed_layout
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGroup:
+    """A prompt and completions that share it. `rows` are the caller's row numbers."""
+
+    prompt_ids: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+    rows: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the body computes for this group."""
+        return len(self.prompt_ids) + sum(len(c) for c in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """A flat micro-batch of whole groups.
+
+    input_ids, position_ids: [1, tokens]. predict_index_T: flat position whose hidden state
+    predicts target_ids_T[t]; row_T: the caller's row of each target; all int64.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    layout: PackedLayout
+    predict_index_T: torch.Tensor
+    target_ids_T: torch.Tensor
+    row_T: torch.Tensor
+    rows: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the body computes."""
+        return int(self.input_ids.shape[1])
+
+
+def micro_batches(
+    groups: Sequence[PackedGroup], budget_tokens: int
+) -> Iterator[tuple[PackedGroup, ...]]:
+    """Groups sorted by length and cut into micro-batches of at most `budget_tokens`.
+
+    Attention pads to the longest row of a micro-batch, so the cost counted is that of the
+    padded block. A group larger than the budget is a micro-batch of its own.
+    """
+    ordered = sorted(groups, key=_longest)
+    batch: list[PackedGroup] = []
+    for group in ordered:
+        if batch and (
+            len(group.completions) != len(batch[0].completions)
+            or _padded_tokens([*batch, group]) > budget_tokens
+        ):
+            yield tuple(batch)
+            batch = []
+        batch.append(group)
+    if batch:
+        yield tuple(batch)
+
+
+def _longest(group: PackedGroup) -> tuple[int, int]:
+    return (len(group.completions), max(len(group.prompt_ids), 0) + max(map(len, group.completions)))
+
+
+def _padded_tokens(groups: Sequence[PackedGroup]) -> int:
+    prompt = max(len(g.prompt_ids) for g in groups)
+    completion = max((len(c) for g in groups for c in g.completions), default=0)
+    return len(groups) * (prompt + len(groups[0].completions) * completion)
+
+
+def pack(
+    groups: Sequence[PackedGroup], *, dtype: torch.dtype, device: torch.device | str
+) -> TokenBatch:
+    """Lay groups flat: prompt once, completions beside it with positions continuing the prompt.
+
+    A completion's last token is a target but never an input, so it is not computed.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    predict: list[int] = []
+    targets: list[int] = []
+    row_of: list[int] = []
+    completion_lengths = []
+    for group in groups:
+        last_prompt = len(ids) + len(group.prompt_ids) - 1
+        ids += group.prompt_ids
+        positions += range(len(group.prompt_ids))
+        for row, completion in zip(group.rows, group.completions, strict=True):
+            inputs = completion[:-1]
+            start = len(ids)
+            ids += inputs
+            positions += range(len(group.prompt_ids), len(group.prompt_ids) + len(inputs))
+            if completion:
+                predict.append(last_prompt)
+                predict += range(start, start + len(inputs))
+                targets += completion
+                row_of += [row] * len(completion)
+        completion_lengths.append([max(len(c) - 1, 0) for c in group.completions])
+    layout = packed_layout(
+        [len(g.prompt_ids) for g in groups], completion_lengths, dtype=dtype, device=device
+    )
+
+    def tensor(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    return TokenBatch(
+        input_ids=tensor(ids)[None],
+        position_ids=tensor(positions)[None],
+        layout=layout,
+        predict_index_T=tensor(predict),
+        target_ids_T=tensor(targets),
+        row_T=tensor(row_of),
+        rows=tuple(row for group in groups for row in group.rows),
+    )
+
+
+def pack_prompts(
+    prompts: Sequence[Sequence[int]], *, dtype: torch.dtype, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor, PackedLayout, torch.Tensor]:
+    """Prompts only, capturing their keys and values.
+
+    Returns input_ids [1, tokens], position_ids [1, tokens], the layout with an empty capture to
+    be filled by the forward, and the flat index [P] of each prompt's last token.
+    """
+    lengths = [len(p) for p in prompts]
+    layout = packed_layout(
+        lengths, [[] for _ in prompts], dtype=dtype, device=device, capture=PromptCache()
+    )
+    ids = torch.tensor([i for p in prompts for i in p], dtype=torch.long, device=device)
+    positions = torch.tensor([i for n in lengths for i in range(n)], dtype=torch.long, device=device)
+    last = torch.cumsum(torch.tensor(lengths, device=device), 0) - 1
+    return ids[None], positions[None], layout, last

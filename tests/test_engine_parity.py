@@ -1,0 +1,148 @@
+"""The fast computations equal the plain ones: prefix sharing, packing, sampling, chunking."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+
+import headwater.engine.attention  # noqa: F401 - registers the attention
+from headwater.engine.forward import head_weight, hidden_at_targets
+from headwater.engine.packing import PackedGroup, micro_batches, pack
+from headwater.losses.chunked_head import chunked_head_loss
+from headwater.losses.token_losses import cross_entropy
+from headwater.models.tiny import tiny_model
+from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
+
+VOCAB = 60
+
+
+def _model(dtype: torch.dtype, attention: str, name: str = "student") -> torch.nn.Module:
+    model = tiny_model(name, seed=3).to(dtype)
+    with torch.no_grad():  # a random head is flat: make log-probabilities differ
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)
+    model.set_attn_implementation(attention)
+    return model
+
+
+def _groups(seed: int, count: int = 4, width: int = 3) -> list[PackedGroup]:
+    rng = random.Random(seed)
+    groups = []
+    for g in range(count):
+        prompt = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 9)))
+        completions = tuple(
+            tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))) for _ in range(width)
+        )
+        rows = tuple(range(g * width, (g + 1) * width))
+        groups.append(PackedGroup(prompt, completions, rows))
+    return groups
+
+
+def _plain_loss(model: torch.nn.Module, groups: list[PackedGroup]) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for group in groups:
+        for row, completion in zip(group.rows, group.completions, strict=True):
+            ids = torch.tensor([[*group.prompt_ids, *completion]])
+            logits = model(ids, use_cache=False).logits[0]
+            start = len(group.prompt_ids)
+            logprobs = torch.log_softmax(logits[start - 1 : -1], -1)
+            total = total - (row + 1) * logprobs.gather(-1, ids[0, start:, None]).sum()
+    return total
+
+
+def _packed_loss(
+    model: torch.nn.Module, groups: list[PackedGroup], budget: int, chunk: int
+) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for micro in micro_batches(groups, budget):
+        batch = pack(micro, dtype=next(model.parameters()).dtype, device="cpu")
+        hidden = hidden_at_targets(model, batch)
+        weights = (batch.row_T + 1).to(hidden.dtype)
+        loss = cross_entropy(batch.target_ids_T, weights)
+        sums = chunked_head_loss(hidden, head_weight(model), loss, tokens_per_chunk=chunk)
+        total = total + sums.loss_sum
+    return total
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+@pytest.mark.parametrize(("budget", "chunk"), [(10_000, 1000), (40, 7)])
+def test_packed_loss_and_gradient_equal_plain_ones(name: str, budget: int, chunk: int) -> None:
+    plain_model = _model(torch.float64, "sdpa", name)
+    packed_model = copy.deepcopy(plain_model)
+    packed_model.set_attn_implementation("headwater")
+    groups = _groups(1)
+    plain = _plain_loss(plain_model, groups)
+    packed = _packed_loss(packed_model, groups, budget, chunk)
+    assert packed.item() == pytest.approx(plain.item(), rel=1e-6)
+    plain.backward()
+    packed.backward()
+    for (key, p), q in zip(
+        plain_model.named_parameters(), packed_model.parameters(), strict=True
+    ):
+        # rotary tables and norms are float32 inside transformers, hence not 1e-12
+        scale = p.grad.abs().max().item()
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=2e-6 * scale, msg=key)
+
+
+def _sample(model: torch.nn.Module, width: int, prompts: int, limit: int = 40, **settings: object):
+    rng = random.Random(0)
+    requests = [
+        SampleRequest(
+            tuple(rng.randrange(VOCAB) for _ in range(rng.randint(2, 11))),
+            tuple(1000 * p + s for s in range(width)),
+        )
+        for p in range(prompts)
+    ]
+    options = SamplerSettings(1.0, limit, end_ids=(2,), vocab_size=VOCAB)
+    sampler = InProcessSampler(model, options, **settings)
+    return requests, sampler.sample(requests)
+
+
+def test_sampler_logprobs_are_those_of_a_plain_forward_and_rows_end_at_the_end_token() -> None:
+    model = _model(torch.float32, "headwater", "teacher")
+    _, groups = _sample(model, width=5, prompts=6)
+    model.set_attn_implementation("sdpa")
+    lengths = set()
+    for rollout in (r for g in groups for r in g):
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])
+        logits = model(ids, use_cache=False).logits[0, :, :VOCAB]
+        start = len(rollout.prompt_ids)
+        logprobs = torch.log_softmax(logits[start - 1 : -1], -1)
+        expected = logprobs.gather(-1, ids[0, start:, None])[:, 0]
+        torch.testing.assert_close(
+            torch.from_numpy(rollout.sampler_logprobs), expected, rtol=1e-4, atol=1e-4
+        )
+        assert 2 not in rollout.response_ids[:-1]
+        assert (rollout.finish_reason == "stop") == (rollout.response_ids[-1] == 2)
+        lengths.add(len(rollout.response_ids))
+    assert len(lengths) > 5  # rows left at different times, also after the cache grew
+    assert max(lengths) == 40
+
+
+def test_samples_do_not_depend_on_what_else_is_in_the_batch() -> None:
+    model = _model(torch.float32, "headwater")
+    requests, together = _sample(model, width=4, prompts=5)
+    _, in_pieces = _sample(model, width=4, prompts=5, max_rows=4)
+    sampler = InProcessSampler(model, SamplerSettings(1.0, 40, (2,), VOCAB))
+    alone = sampler.sample([SampleRequest(requests[3].prompt_ids, requests[3].keys[1:2])])[0]
+    assert [[r.response_ids for r in g] for g in together] == [
+        [r.response_ids for r in g] for g in in_pieces
+    ]
+    assert alone[0].response_ids == together[3][1].response_ids
+
+
+def test_sampled_tokens_follow_the_model_distribution() -> None:
+    model = _model(torch.float32, "headwater")
+    options = SamplerSettings(0.7, 1, (2,), VOCAB)
+    request = SampleRequest((5, 6, 7), tuple(range(20_000)))
+    rollouts = InProcessSampler(model, options, max_rows=20_000).sample([request])[0]
+    counts = torch.bincount(torch.tensor([r.response_ids[0] for r in rollouts]), minlength=VOCAB)
+    model.set_attn_implementation("sdpa")
+    logits = model(torch.tensor([[5, 6, 7]])).logits[0, -1, :VOCAB]
+    expected = torch.softmax(logits / 0.7, -1) * 20_000
+    chi2 = ((counts - expected) ** 2 / expected.clamp_min(1e-9))[expected > 5].sum().item()
+    degrees = int((expected > 5).sum())
+    assert chi2 < degrees + 5 * (2 * degrees) ** 0.5

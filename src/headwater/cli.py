@@ -1,0 +1,159 @@
+"""The `headwater` command: reads arguments, calls `headwater.api`, prints. No other logic.
+
+Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 a budget stopped the run, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, cast
+
+import typer
+from rich.console import Console
+
+from headwater import __version__, api, console
+from headwater.errors import HeadwaterError
+
+app = typer.Typer(
+    name="headwater",
+    help="Post-train small models with few labels, and prove where the labels did most good.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# Wrong arguments, under whichever name this version of typer has for them.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a.b=value; repeatable.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME.")
+]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", metavar="0,1,2", help="Instead of the recipe's seeds.")
+]
+ArmsOption = Annotated[
+    str | None, typer.Option("--arms", metavar="x,y", help="Only these arms.")
+]
+VerifierOption = Annotated[
+    str, typer.Option(metavar="NAME", help="math, exact or python:module:function.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command and leave the process with its exit code.
+
+    Every error becomes one line on stderr; HEADWATER_DEBUG=1 shows the traceback as well.
+    """
+    try:
+        code = app(args=argv, prog_name="headwater", standalone_mode=False)
+    except HeadwaterError as error:
+        code = _failed(str(error), error.exit_code)
+    except _UsageError as error:
+        code = _failed(f"{error.format_message()} See `headwater --help`.", 2)
+    except typer.Abort:
+        code = 130
+    except OSError as error:  # a full disk, a folder that may not be written
+        code = 1 if isinstance(error, BrokenPipeError) else _failed(str(error), 1)
+    except Exception as error:  # the process boundary: whatever is left is a defect of ours
+        kind = type(error).__name__
+        code = _failed(f"{kind}: {error}; this is a defect: HEADWATER_DEBUG=1 shows where", 1)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _without_a_verb(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"headwater {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def verify(
+    cases: Annotated[Path, typer.Argument(help="JSON Lines of {prediction, gold[, id]}.")],
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the rows here; - is stdout.")
+    ] = None,
+    verifier: VerifierOption = "math",
+    wrap_bare: Annotated[bool, typer.Option(help="Box predictions that have no box.")] = False,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    timeout: Annotated[float, typer.Option(help="Seconds allowed for one case.")] = 5.0,
+) -> None:
+    """Grade a file of predictions: a verdict each."""
+    result = api.verify(
+        cases, verifier, wrap_bare=wrap_bare, workers=workers, timeout_seconds=timeout
+    )
+    if json_out is None:
+        console.show_verified(_stdout(), result)
+    elif str(json_out) == "-":
+        typer.echo(result.json_lines(), nl=False)
+    else:
+        result.write(json_out)
+        typer.echo(f"{console.verified_in_words(result)}; rows in {json_out}")
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check versions, devices, extras and disk, test itself, and say what to do."""
+    result = api.doctor()
+    _print(result, console.show_diagnosis, as_json)
+    if not result.healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Copy this shipped recipe.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Where to; default ./NAME.yaml.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the shipped recipes, or copy one to edit."""
+    if schema:
+        typer.echo(json.dumps(api.schema(), indent=2))
+    else:
+        _print(api.recipes(name, to), console.show_recipes, as_json)
+
+
+class _Result(Protocol):
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+_R = TypeVar("_R", bound=_Result)
+
+
+def _print(result: _R, show: Callable[[Console, _R], None], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        show(_stdout(), result)
+
+
+def _stdout() -> Console:
+    """Plain when it is not a terminal: no colours, and lines as long as they are."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=200, color_system=None)
+
+
+def _failed(message: str, code: int) -> int:
+    if os.environ.get("HEADWATER_DEBUG"):
+        traceback.print_exc()
+    for line in message.splitlines():
+        typer.echo(f"headwater: {line}", err=True)
+    return code

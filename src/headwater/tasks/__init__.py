@@ -1,0 +1,1 @@
+"""Problems, their division into pools, decontamination, and prompts as tokens."""

@@ -1,0 +1,168 @@
+"""Keeping evaluation problems out of training: exact, normalised and near matches."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from headwater.errors import InputError
+from headwater.tasks.problems import LabelledProblems
+
+# LaTeX that only styles: the command goes, what it is applied to stays.
+_STYLING = re.compile(
+    r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits|quad|qquad|hfill|newline|"
+    r"text|textbf|textit|textrm|textsf|emph|mbox|mathrm|mathbf|mathit|mathsf|operatorname|"
+    r"boldsymbol|begin|end)(?![a-zA-Z])\*?|\\[,;:!> ()\[\]\\]|[${}~]"
+)
+_VARIANTS = {
+    "dfrac": "frac",
+    "tfrac": "frac",
+    "dbinom": "binom",
+    "tbinom": "binom",
+    "leq": "le",
+    "geq": "ge",
+    "neq": "ne",
+    "ldots": "dots",
+    "cdots": "dots",
+    "dotsc": "dots",
+}
+# LaTeX takes one digit: \log_82 is log to base 8 of 2, \frac12 a half.
+_ONE_DIGIT = re.compile(r"([_^]|\\[dt]?frac)\s*(\d)(?=\d)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# A number with its decimals, a word, or one operator or bracket. Punctuation is left out.
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[^\w\s.,;:!?'\"`\\]|_")
+_WORD = re.compile(r"\w+")
+_NGRAM_WORDS = 8
+_NEAR_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A training problem found in an evaluation set.
+
+    share: part of the evaluation problem's word 8-grams that the training problem holds (0 to
+    1; 1 for exact and normalised matches).
+    """
+
+    kind: Literal["exact", "normalised", "near"]
+    train_id: str
+    eval_set: str
+    eval_id: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ContaminationReport:
+    """What was compared, what was removed from training, and near matches that stayed."""
+
+    train_problems: int
+    eval_problems: Mapping[str, int]
+    removed: tuple[Match, ...]
+    near: tuple[Match, ...]
+
+    @property
+    def removed_ids(self) -> frozenset[str]:
+        """Training problems that were removed."""
+        return frozenset(match.train_id for match in self.removed)
+
+    def counts(self, eval_set: str) -> dict[str, int]:
+        """Matching pairs with one evaluation set: {"exact": .., "normalised": .., "near": ..}."""
+        counts = {"exact": 0, "normalised": 0, "near": 0}
+        for match in (*self.removed, *self.near):
+            counts[match.kind] += match.eval_set == eval_set
+        return counts
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {
+            "train_problems": self.train_problems,
+            "eval_problems": dict(self.eval_problems),
+            "removed": [asdict(match) for match in self.removed],
+            "near": [asdict(match) for match in self.near],
+        }
+
+
+def normalise(text: str) -> str:
+    r"""Text without case, spacing, punctuation and LaTeX styling, as tokens with one space.
+
+    Operators, brackets and decimals stay: a sign or a point makes another problem.
+
+    >>> normalise(r"Find $\dfrac{1}{2}+ x$."), normalise("find  $\\left(-1,000.5\\right)$")
+    ('find frac 1 2 + x', 'find ( - 1000.5 )')
+    """
+    text = unicodedata.normalize("NFKC", text)
+    text = _ONE_DIGIT.sub(r"\1\2 ", text)
+    text = _STYLING.sub(" ", text)
+    text = _THOUSANDS.sub("", text)
+    return " ".join(_VARIANTS.get(token, token) for token in _TOKEN.findall(text.lower()))
+
+
+def remove_contaminated(
+    train: LabelledProblems, evals: Mapping[str, LabelledProblems]
+) -> tuple[LabelledProblems, ContaminationReport]:
+    """Remove training problems whose exact or normalised text is in an evaluation set.
+
+    Near matches (at least half of the evaluation problem's word 8-grams are in the training
+    problem; often the same template with other numbers) are reported and stay. Raises
+    InputError when nothing is left to train on.
+    """
+    removed = _equal_texts(train, evals)
+    gone = {match.train_id for match in removed}
+    kept = train.only(lambda problem: problem.id not in gone)
+    if not len(kept):
+        raise InputError(
+            f"all {len(train)} training problems are in the evaluation sets "
+            f"({', '.join(evals)}); train and evaluate on different problems"
+        )
+    report = ContaminationReport(
+        train_problems=len(train),
+        eval_problems={name: len(data) for name, data in evals.items()},
+        removed=tuple(removed),
+        near=tuple(_near_texts(kept, evals)),
+    )
+    return kept, report
+
+
+def _equal_texts(train: LabelledProblems, evals: Mapping[str, LabelledProblems]) -> list[Match]:
+    held_out: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for eval_set, data in evals.items():
+        for problem in data.problems:
+            held_out[normalise(problem.prompt)].append((eval_set, problem.id, problem.prompt))
+    return [
+        Match("exact" if prompt == problem.prompt else "normalised", problem.id, eval_set, eval_id)
+        for problem in train.problems
+        for eval_set, eval_id, prompt in held_out.get(normalise(problem.prompt), ())
+    ]
+
+
+def _near_texts(train: LabelledProblems, evals: Mapping[str, LabelledProblems]) -> list[Match]:
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    held_out: list[tuple[str, str, int]] = []  # evaluation set, problem, number of n-grams
+    for eval_set, data in evals.items():
+        for problem in data.problems:
+            ngrams = _ngrams(problem.prompt)
+            for ngram in ngrams:
+                holders[ngram].append(len(held_out))
+            held_out.append((eval_set, problem.id, len(ngrams)))
+    matches = []
+    for problem in train.problems:
+        shared: dict[int, int] = defaultdict(int)
+        for ngram in _ngrams(problem.prompt):
+            for index in holders.get(ngram, ()):
+                shared[index] += 1
+        for index, count in shared.items():
+            eval_set, eval_id, size = held_out[index]
+            if count >= _NEAR_SHARE * size:
+                matches.append(Match("near", problem.id, eval_set, eval_id, count / size))
+    return matches
+
+
+def _ngrams(text: str) -> set[tuple[str, ...]]:
+    words = _WORD.findall(normalise(text))
+    return {
+        tuple(words[start : start + _NGRAM_WORDS]) for start in range(len(words) - _NGRAM_WORDS + 1)
+    }

@@ -1,0 +1,139 @@
+"""Who may learn from which problem: a fixed random division of the training problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headwater.errors import InputError
+from headwater.seeding import derive_key
+from headwater.tasks.contamination import normalise
+from headwater.tasks.problems import LabelledProblems
+from headwater.types import Label, Problem
+
+_WHOLE = ("worked", "validation", "labels", "prompts")
+_UNGRADED = "prompts"
+
+
+class Pools:
+    """Named pools of problems. Only those with at least one problem exist.
+
+    `labels` is what the run may read gold answers of, its parts named by the split; `worked`
+    has worked solutions, `validation` is graded while training, `prompts` is never graded:
+    its labels cannot be had.
+    """
+
+    def __init__(self, pools: dict[str, LabelledProblems]) -> None:
+        self._pools = {name: pool for name, pool in pools.items() if len(pool)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every pool that exists: labels, its parts, then the others."""
+        return tuple(self._pools)
+
+    def __getitem__(self, name: str) -> tuple[Problem, ...]:
+        """The pool's problems, in pool order. Raises InputError for a pool that is empty."""
+        return self._pool(name).problems
+
+    def labels(self, name: str) -> tuple[Label, ...]:
+        """Labels of `self[name]`, for the label vault.
+
+        Raises InputError for `prompts`, which is never graded, and for an empty pool.
+        """
+        if name == _UNGRADED:
+            raise InputError(
+                f"pool {_UNGRADED!r} is never graded; give the stage a pool with labels: "
+                + ", ".join(existing for existing in self.names if existing != _UNGRADED)
+            )
+        return self._pool(name).labels
+
+    def data_hash(self, name: str) -> str:
+        """Hash of the pool's problems and labels, for fingerprints."""
+        return self._pool(name).data_hash
+
+    def _pool(self, name: str) -> LabelledProblems:
+        if name not in self._pools:
+            raise InputError(
+                f"pool {name!r} has no problems; set its size under pools, or use one of "
+                + ", ".join(self.names)
+            )
+        return self._pools[name]
+
+
+def make_pools(
+    data: LabelledProblems,
+    *,
+    labels: int,
+    split: Sequence[str] = (),
+    prompts: int = 0,
+    worked: int = 0,
+    validation: int = 0,
+    seed: int = 0,
+) -> Pools:
+    """Divide `data` into disjoint pools of the given sizes; `split` names parts of `labels`.
+
+    Each problem's place in the order comes from `seed` and its id alone, and each pool takes
+    the same end of that order, so that a larger `labels` contains the smaller one (its parts
+    too) and leaves `worked`, `validation` and `prompts` as they are while there is enough for
+    all. Of problems whose normalised texts are equal the first in the order is kept. Parts differ
+    in size by at most one.
+
+    Raises InputError for negative sizes, more problems or worked solutions than there are,
+    names that repeat or are taken, and fewer labels than parts.
+    """
+    sizes = {"labels": labels, "prompts": prompts, "worked": worked, "validation": validation}
+    _check_request(sizes, split)
+    order = _shuffled_distinct(data, seed)
+    asked = sum(sizes.values())
+    if asked > len(order):
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
+        raise InputError(
+            f"pools ask for {asked} problems ({listed}), but there are {len(order)} distinct "
+            "training problems; ask for fewer or give more data"
+        )
+    solved = [pair for pair in order if pair[1].solution is not None]
+    if worked > len(solved):
+        raise InputError(
+            f"pools.worked asks for {worked} worked solutions, but {len(solved)} problems have "
+            "one; ask for fewer or give data with a solution column"
+        )
+    taken = {pair[0].id for pair in solved[:worked]}
+    rest = [pair for pair in order if pair[0].id not in taken]
+    labelled = rest[validation : validation + labels]
+    pools = {"labels": labelled}
+    for part, name in enumerate(split):
+        pools[name] = labelled[part :: len(split)]
+    pools["prompts"] = rest[len(rest) - prompts :][::-1]
+    pools["worked"] = solved[:worked]
+    pools["validation"] = rest[:validation]
+    return Pools(
+        {
+            name: LabelledProblems.of((pair[0] for pair in pairs), (pair[1] for pair in pairs))
+            for name, pairs in pools.items()
+        }
+    )
+
+
+def _check_request(sizes: dict[str, int], split: Sequence[str]) -> None:
+    for name, size in sizes.items():
+        if size < 0:
+            raise InputError(f"pools.{name}={size}; expected 0 or more")
+    taken = [name for name in split if name in _WHOLE]
+    if taken or len(set(split)) < len(split):
+        raise InputError(
+            f"pools.split={list(split)} repeats a name or takes one of {', '.join(_WHOLE)}; "
+            "give every part its own name, for instance [1H, 2H]"
+        )
+    if sizes["labels"] < len(split):
+        raise InputError(
+            f"pools.labels={sizes['labels']} cannot be split into {len(split)} parts "
+            f"({', '.join(split)}); ask for at least {len(split)} labels, or split: []"
+        )
+
+
+def _shuffled_distinct(data: LabelledProblems, seed: int) -> list[tuple[Problem, Label]]:
+    pairs = zip(data.problems, data.labels, strict=True)
+    shuffled = sorted(pairs, key=lambda pair: (derive_key(seed, "pools", pair[0].id), pair[0].id))
+    first: dict[str, tuple[Problem, Label]] = {}
+    for pair in shuffled:
+        first.setdefault(normalise(pair[0].prompt), pair)
+    return list(first.values())

@@ -1,0 +1,189 @@
+r"""Prompts and worked solutions as tokens: the only place that encodes them.
+
+A prompt form says in which form the answer is wanted and how a supervised solution gives it.
+A form is only trained with a verifier that reads it: a prompt asking for `\boxed{}` graded by
+a verifier looking for "Answer:" trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from headwater.errors import InputError
+from headwater.tasks.final_answers import last_boxed
+from headwater.types import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FormName = Literal["boxed", "hash", "answer_is", "bare"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptForm:
+    """instruction: what is asked for after the problem; closing: the last line of a worked
+    solution, with `{answer}` for the final answer. Both are None in the bare form."""
+
+    name: FormName
+    instruction: str | None
+    closing: str | None
+
+
+FORMS: Mapping[str, PromptForm] = MappingProxyType(
+    {
+        form.name: form
+        for form in (
+            PromptForm(
+                "boxed",
+                r"Reason step by step, and put your final answer within \boxed{}.",
+                r"\boxed{{{answer}}}",
+            ),
+            PromptForm(
+                "hash",
+                "Reason step by step, and end with a line of #### followed by your final answer.",
+                "#### {answer}",
+            ),
+            PromptForm(
+                "answer_is",
+                'Reason step by step, and end with the sentence "The answer is" followed by your '
+                "final answer.",
+                "The answer is {answer}.",
+            ),
+            PromptForm("bare", None, None),
+        )
+    }
+)
+
+
+def prompt_form(form: str) -> PromptForm:
+    """The form named `form`. Raises InputError for an unknown name."""
+    if form not in FORMS:
+        raise InputError(f"prompt form {form!r} is unknown; use one of {', '.join(FORMS)}")
+    return FORMS[form]
+
+
+def render(problem: Problem, form: str) -> str:
+    """The user's message: the problem and, unless bare, the form the answer is wanted in.
+
+    >>> render(Problem("p", "What is 2+2?", "doc"), "bare")
+    'What is 2+2?'
+    """
+    instruction = prompt_form(form).instruction
+    return problem.prompt if instruction is None else f"{problem.prompt}\n\n{instruction}"
+
+
+def render_solution(form: str, solution: str | None, answer: str) -> str:
+    r"""The supervised response: the worked solution, ending in the answer as the form asks.
+
+    A solution that already ends so is left as it is; the bare form leaves every solution as
+    it is. Without a solution the answer stands alone.
+
+    >>> render_solution("boxed", "1+1 = 2", "2")
+    '1+1 = 2\n\\boxed{2}'
+    """
+    closing = prompt_form(form).closing
+    worked = (solution or "").strip()
+    if closing is None:
+        return worked or answer
+    line = closing.format(answer=answer)
+    if worked.endswith(line) or (form == "boxed" and last_boxed(worked) == answer):
+        return worked
+    return f"{worked}\n{line}" if worked else line
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, form: str) -> list[int]:
+    """Token ids of the problem as a chat, up to where the assistant's answer begins.
+
+    The model's own chat template, with thinking switched off where the template knows it.
+    Raises InputError for a tokenizer without a template or without a token for some character.
+    """
+    return _encode_chat(tokenizer, problem.id, render(problem, form))
+
+
+def encode_solution(
+    tokenizer: PreTrainedTokenizerBase,
+    problem: Problem,
+    form: str,
+    solution: str | None,
+    answer: str,
+) -> tuple[list[int], list[int]]:
+    """(prompt ids, response ids with the end token) of a worked solution, for supervised training.
+
+    The prompt ids are those of `encode_prompt`; the response is encoded on its own, as a
+    sampled one is. Raises InputError as `encode_prompt`, and for a tokenizer without end token.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise InputError(
+            f"tokenizer {tokenizer.name_or_path!r} has no end token, so that a solution could not "
+            "end; set eos_token in its tokenizer_config.json"
+        )
+    text = render_solution(form, solution, answer)
+    prompt_ids = _encode_chat(tokenizer, problem.id, render(problem, form))
+    return prompt_ids, [*_encode_text(tokenizer, problem.id, text), end]
+
+
+def check_prompt_matches_verifier(
+    form: str, verifier_reads: Set[str], verifier_name: str, example_accepted: bool | None = None
+) -> None:
+    """Refuse a prompt that asks for the answer in a form the verifier does not read.
+
+    verifier_reads: forms the verifier reads. example_accepted: whether the verifier accepted a
+    worked completion of the task, None if the task has none; the bare form, which asks for
+    nothing, needs it. Raises InputError.
+    """
+    readable = [name for name in FORMS if name in verifier_reads]
+    if prompt_form(form).instruction is not None:
+        if form not in verifier_reads:
+            raise InputError(
+                f"task.prompt: {form} asks for an answer that verifier {verifier_name} does not "
+                f"read; use prompt: {' or '.join(readable) or 'bare'}, or another verifier"
+            )
+    elif not example_accepted:
+        found = (
+            "the task has no worked example to try"
+            if example_accepted is None
+            else ("a worked example of the task was not accepted")
+        )
+        raise InputError(
+            f"task.prompt: bare asks for no form of answer, and with verifier {verifier_name} "
+            f"{found}; use prompt: {' or '.join(readable) or 'boxed'}, or another verifier"
+        )
+
+
+def _encode_chat(tokenizer: PreTrainedTokenizerBase, problem_id: str, message: str) -> list[int]:
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned "
+            "model, or set chat_template in its tokenizer_config.json"
+        )
+    _encode_text(tokenizer, problem_id, message)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}],
+        add_generation_prompt=True,
+        tokenize=False,
+        enable_thinking=False,
+    )
+    # The template writes the beginning-of-sequence token itself where there is one.
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, problem_id: str, text: str) -> list[int]:
+    """Ids of a text, all of which the tokenizer must know."""
+    try:
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
+        known = tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids
+    except Exception as error:
+        # A word-level tokenizer without unknown token raises exactly this bare class.
+        if type(error) is not Exception:
+            raise
+        known = False
+    if not known:
+        raise InputError(
+            f"problem {problem_id!r}: the tokenizer has no token for part of {text[:60]!r}; use a "
+            "model whose tokenizer covers the text (embedded models: prompt: bare, lower case)"
+        )
+    return ids

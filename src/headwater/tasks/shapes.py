@@ -1,0 +1,256 @@
+r"""The shapes of problem rows, known by their column names.
+
+| shape | columns |
+| --- | --- |
+| headwater | problem, answer; optional id, source, level, subject, solution |
+| MATH | problem, solution (final answer in `\boxed`); optional level "Level 3", type |
+| GSM8K | question, answer (worked solution, then `#### final answer`) |
+| DAPO-Math-17k | prompt (messages or text, in its template), reward_model.ground_truth |
+| TRL | prompt (text or messages); answer, or a solution that is or boxes the final answer |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headwater.errors import InputError
+from headwater.tasks.final_answers import clean_answer, last_boxed, split_gsm8k
+from headwater.tasks.rows import Row
+from headwater.types import Label, Problem
+
+FIELDS = ("id", "problem", "answer", "source", "level", "subject", "solution")
+_ID_COLUMNS = ("id", "unique_id")
+_SUBJECT_COLUMNS = ("subject", "type")
+_LEVEL = re.compile(r"(?:Level )?(\d+)")
+_LONGEST_BARE_ANSWER = 200  # characters; a longer `solution` without a box is a derivation
+
+_DAPO_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of "
+    "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem."
+)
+_DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How rows of one shape become problems and labels.
+
+    needs: the columns that make the shape; text: row -> (prompt, answer, worked solution);
+    columns: our field name -> theirs; repeats: the data set is known to hold copies of its rows.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    text: Callable[[Row], tuple[str, str, str | None]]
+    columns: Mapping[str, str]
+    repeats: bool
+
+    def read(self, row: Row, source: str, index: int) -> tuple[Problem, Label]:
+        """The problem and the label of a row; `source` and `index` name it where it does not.
+
+        Raises InputError, with the row's place, for missing or unusable values.
+        """
+        row = _renamed(row, self.columns)
+        for column in self.needs:
+            if row.values.get(column) is None:
+                raise InputError(
+                    f"{row.where}: {column!r} is missing (columns: {', '.join(row.values)}); "
+                    f"every {self.name} row needs {' and '.join(self.needs)}"
+                )
+        prompt, answer, solution = self.text(row)
+        if not prompt.strip():
+            raise InputError(f"{row.where}: the problem is empty; write its text or drop the row")
+        answer = clean_answer(answer)
+        if not answer:
+            raise InputError(f"{row.where}: the answer is empty; write it or drop the row")
+        problem_id = _id(row, f"{source}-{index}")
+        return (
+            Problem(
+                id=problem_id,
+                prompt=prompt.strip(),
+                source=_optional_text(row, ("source", "data_source")) or source,
+                level=_level(row),
+                subject=_optional_text(row, _SUBJECT_COLUMNS),
+            ),
+            Label(problem_id, answer, solution.strip() if solution and solution.strip() else None),
+        )
+
+
+def recognise(row: Row, columns: Mapping[str, str]) -> Shape:
+    """The shape of a source by its first row; `columns` (our name -> theirs) goes before.
+
+    Raises InputError for a row of no known shape, and for a mapping that names a field we do
+    not have or a column the row does not have.
+    """
+    for ours, theirs in columns.items():
+        if ours not in FIELDS:
+            raise InputError(
+                f"columns maps {ours!r}, which is no field; use one of {', '.join(FIELDS)}"
+            )
+        if _reach(row.values, theirs) is None:
+            raise InputError(
+                f"{row.where}: columns maps {ours!r} to {theirs!r}, which is not among "
+                f"{', '.join(row.values)}; name an existing column"
+            )
+    present = {name for name, value in _renamed(row, columns).values.items() if value is not None}
+    for name, needs, text in _SHAPES:
+        if present.issuperset(needs):
+            return Shape(name, needs, text, dict(columns), repeats=text is _dapo)
+    known = "; ".join(f"{name} ({', '.join(needs)})" for name, needs, _ in _SHAPES)
+    raise InputError(
+        f"{row.where}: columns {', '.join(row.values)} are of no known shape: {known}; name them "
+        "with task.columns, for instance {problem: question, answer: final}"
+    )
+
+
+def _headwater(row: Row) -> tuple[str, str, str | None]:
+    answer = _text(row, "answer")
+    solution = _optional_text(row, ("solution",))
+    if "####" in answer:
+        worked, answer = split_gsm8k(answer)
+        solution = solution or worked
+    return _text(row, "problem"), answer, solution
+
+
+def _math(row: Row) -> tuple[str, str, str | None]:
+    solution = _text(row, "solution")
+    answer = last_boxed(solution)
+    if answer is None:
+        raise InputError(
+            rf"{row.where}: the solution has no \boxed answer; add one, or an answer column"
+        )
+    return _text(row, "problem"), answer, solution
+
+
+def _gsm8k(row: Row) -> tuple[str, str, str | None]:
+    text = _text(row, "answer")
+    if "####" not in text:
+        raise InputError(
+            f"{row.where}: the answer has no '#### final answer' line; add it, or say with "
+            "task.columns {problem: question, answer: answer} that it is the final answer"
+        )
+    worked, answer = split_gsm8k(text)
+    return _text(row, "question"), answer, worked
+
+
+def _dapo(row: Row) -> tuple[str, str, str | None]:
+    prompt = _prompt(row).strip()
+    prompt = prompt.removeprefix(_DAPO_BEFORE).removesuffix(_DAPO_AFTER)
+    answer = _reach(row.values, "reward_model.ground_truth")
+    if answer is None:
+        raise InputError(f"{row.where}: reward_model has no ground_truth; add it or drop the row")
+    return prompt, _as_text(row, "reward_model.ground_truth", answer), None
+
+
+def _trl_answer(row: Row) -> tuple[str, str, str | None]:
+    return _prompt(row), _text(row, "answer"), _optional_text(row, ("solution",))
+
+
+def _trl_solution(row: Row) -> tuple[str, str, str | None]:
+    solution = _text(row, "solution")
+    answer = last_boxed(solution)
+    if answer is not None:
+        bare = clean_answer(solution) == answer
+        return _prompt(row), answer, None if bare else solution
+    if "####" in solution:
+        worked, answer = split_gsm8k(solution)
+        return _prompt(row), answer, worked
+    if len(solution) > _LONGEST_BARE_ANSWER or "\n" in solution.strip():
+        raise InputError(
+            rf"{row.where}: the solution of {len(solution)} characters marks no final answer; "
+            r"put it in \boxed{}, or add an answer column"
+        )
+    return _prompt(row), solution, None
+
+
+_SHAPES: tuple[tuple[str, tuple[str, ...], Callable[[Row], tuple[str, str, str | None]]], ...] = (
+    ("headwater", ("problem", "answer"), _headwater),
+    ("MATH", ("problem", "solution"), _math),
+    ("GSM8K", ("question", "answer"), _gsm8k),
+    ("DAPO-Math-17k", ("prompt", "reward_model"), _dapo),
+    ("TRL", ("prompt", "answer"), _trl_answer),
+    ("TRL", ("prompt", "solution"), _trl_solution),
+)
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    mapped = {ours: _reach(row.values, theirs) for ours, theirs in columns.items()}
+    return Row(row.where, {**row.values, **mapped})
+
+
+def _reach(values: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, or of `a.b` inside record a; None where there is none."""
+    if column in values:
+        return values[column]
+    head, dot, rest = column.partition(".")
+    inside = values.get(head)
+    return _reach(inside, rest) if dot and isinstance(inside, Mapping) else None
+
+
+def _id(row: Row, default: str) -> str:
+    for column in (*_ID_COLUMNS, "extra_info.index"):
+        value = _reach(row.values, column)
+        if value is not None:
+            text = _as_text(row, column, value).strip()
+            if not text:
+                raise InputError(f"{row.where}: {column} is empty; give every problem its own")
+            return text
+    return default
+
+
+def _level(row: Row) -> int | None:
+    value = row.values.get("level")
+    if value is None or value == "Level ?":
+        return None
+    match = _LEVEL.fullmatch(_as_text(row, "level", value).strip())
+    if match is None:
+        raise InputError(f"{row.where}: level {value!r} is no level; write 3 or 'Level 3'")
+    return int(match[1])
+
+
+def _prompt(row: Row) -> str:
+    """The user's text of a prompt given as text or as chat messages."""
+    prompt = row.values["prompt"]
+    if isinstance(prompt, str):
+        return prompt
+    if not (
+        isinstance(prompt, list)
+        and len(prompt) == 1
+        and isinstance(prompt[0], Mapping)
+        and prompt[0].get("role") == "user"
+        and isinstance(prompt[0].get("content"), str)
+    ):
+        raise InputError(
+            f"{row.where}: prompt {str(prompt)[:60]!r} is neither text nor one user message; "
+            "leave out system and assistant messages (the chat template is applied later)"
+        )
+    return prompt[0]["content"]
+
+
+def _text(row: Row, column: str) -> str:
+    return _as_text(row, column, row.values[column])
+
+
+def _optional_text(row: Row, names: tuple[str, ...]) -> str | None:
+    for name in names:
+        value = row.values.get(name)
+        if value is not None:
+            return _as_text(row, name, value)
+    return None
+
+
+def _as_text(row: Row, column: str, value: object) -> str:
+    """Text as it is, numbers as people write them (27.0 is 27)."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise InputError(
+        f"{row.where}: {column} is {str(value)[:40]!r} of type {type(value).__name__}; "
+        "write text or a number"
+    )

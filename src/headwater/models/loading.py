@@ -126,8 +126,8 @@ def require_all_weights(name: str, info: dict, *, allow_unexpected: bool = True)
             for kind, entries in wrong.items()
         )
         raise InputError(
-            f"{name} does not hold the weights its config.json describes ({found}); expected "
-            "exactly those; download or export it again"
+            f"{name} does not hold exactly the weights its config describes ({found}); expected "
+            "every one of them, or a config that describes these"
         )
 
 

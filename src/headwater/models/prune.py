@@ -41,7 +41,13 @@ def prune_layers(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrai
     kept = kept_layers(len(blocks), layers)
     config = pruned_config(model.config, kept)
     state = pruned_state(model.state_dict(), prefix, kept)
-    pruned = build_from_state(type(model), config, state, model.generation_config)
+    try:
+        pruned = build_from_state(type(model), config, state, model.generation_config)
+    except InputError as error:
+        raise InputError(
+            f"layers {list(kept)} of {type(model).__name__} do not fit their new places: {error}; "
+            "choose layers that keep the model's pattern of layers"
+        ) from error
     require_same_layers(model, pruned, kept)
     return pruned
 

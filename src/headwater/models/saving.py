@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import GenerationConfig
 
 from headwater.models.loading import (
     require_all_weights,
@@ -21,7 +22,6 @@ from headwater.models.loading import (
 
 if TYPE_CHECKING:
     from transformers import (
-        GenerationConfig,
         PretrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
@@ -43,8 +43,14 @@ def save_model(
     """
     require_chat_template(tokenizer, f"the tokenizer of {type(model).__name__}")
     out_dir.mkdir(parents=True, exist_ok=True)
+    rebuilt = rebuild(model, dtype=dtype)
+    # save_pretrained refuses defaults that generate() would ignore, such as a temperature
+    # without do_sample, which hub models do have: the source's are written as they are.
+    rebuilt.generation_config = GenerationConfig.from_model_config(rebuilt.config)
     with without_progress_bars():
-        rebuild(model, dtype=dtype).save_pretrained(out_dir)
+        rebuilt.save_pretrained(out_dir)
+    if model.generation_config is not None:
+        model.generation_config.to_json_file(out_dir / "generation_config.json")
     save_tokenizer(tokenizer, out_dir)
     for weights in out_dir.glob("*.safetensors"):  # written as 0600, whatever the umask says
         weights.chmod((out_dir / "config.json").stat().st_mode)

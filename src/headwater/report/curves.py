@@ -1,0 +1,205 @@
+"""Learning curves of a run: which lines to draw for which kind of stage."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from headwater.errors import InputError
+from headwater.report.results import Results, StageRow
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """Something logged at each step: its key in metrics.jsonl, its name and its unit."""
+
+    key: str
+    name: str
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One series of a panel: the seeds of the same stage of the same arms.
+
+    runs: one (steps, values) pair for each seed.
+    """
+
+    label: str
+    style: int
+    runs: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One small plot: a quantity over the steps of all stages of one kind."""
+
+    kind: str
+    quantity: Quantity
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KindCurves:
+    """All curves of one kind of stage; `legend` is (label, style)."""
+
+    kind: str
+    legend: tuple[tuple[str, int], ...]
+    leading: tuple[Panel, ...]
+    further: tuple[Panel, ...]
+
+
+_LOSS = Quantity("loss", "loss", "nats")
+_KL = Quantity("kl", "KL", "nats")
+_ENTROPY = Quantity("entropy", "entropy", "nats")
+_TRUNCATED = Quantity("truncation_rate", "truncated responses", "share")
+_LENGTH = Quantity("response_tokens", "response length", "tokens")
+_GRADIENT = Quantity("grad_norm", "gradient norm", "")
+_GAP = Quantity("sampler_gap", "sampler and trainer gap", "nats")
+_SPEED = Quantity("tokens_per_second", "tokens per second", "")
+
+# Kind -> what shows whether it learned, then what shows how it behaved.
+_QUANTITIES: Mapping[str, tuple[tuple[Quantity, ...], tuple[Quantity, ...]]] = {
+    "grpo": (
+        (
+            Quantity("pass_rate", "pass rate", "share"),
+            Quantity("reward", "reward", ""),
+            _LENGTH,
+            _ENTROPY,
+        ),
+        (
+            Quantity("kl", "KL to the reference", "nats"),
+            Quantity("zero_variance_share", "groups without signal", "share"),
+            _TRUNCATED,
+            _GRADIENT,
+            _GAP,
+            _SPEED,
+        ),
+    ),
+    "warmup": (
+        (Quantity("kl", "forward KL", "nats"), _ENTROPY),
+        (_LOSS, _GRADIENT, _LENGTH, _SPEED),
+    ),
+    "opd": (
+        (
+            Quantity("kl", "reverse KL", "nats"),
+            _ENTROPY,
+            _LENGTH,
+        ),
+        (_LOSS, _TRUNCATED, _GRADIENT, _GAP, _SPEED),
+    ),
+}
+_OTHER_KINDS = ((_LOSS, _KL), (_ENTROPY, _GRADIENT, _SPEED))
+_REPEATS = {"reward": "pass_rate"}  # drawn only when it says something else than its twin
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Rows of a metrics.jsonl by step; a step logged twice keeps its last row.
+
+    A torn last line, which an interruption leaves, is passed over. Raises InputError with
+    file:line for any other line that is not an object with an integer "step".
+    """
+    rows: dict[int, dict[str, float]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            step = row["step"]
+            rows[int(step)] = {
+                key: float(value)
+                for key, value in row.items()
+                if isinstance(value, int | float) and math.isfinite(value)
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise InputError(
+                f'{path}:{number}: {line[:80]!r} is not a metrics row; expected {{"step": 0, '
+                "...}: mend or remove the line"
+            ) from error
+    return rows
+
+
+def learning_curves(results: Results, run_dir: Path) -> list[KindCurves]:
+    """Panels for each kind of stage that left metrics, in the order of the stages."""
+    kinds = dict.fromkeys(stage.kind for stage in results.stages)
+    found = [
+        _kind_curves(
+            kind, [stage for stage in results.stages if stage.kind == kind], results, run_dir
+        )
+        for kind in kinds
+    ]
+    return [curves for curves in found if curves.leading or curves.further]
+
+
+def _kind_curves(
+    kind: str, stages: Sequence[StageRow], results: Results, run_dir: Path
+) -> KindCurves:
+    metrics = {}
+    for stage in stages:
+        path = run_dir / "artifacts" / stage.fingerprint / METRICS_FILE
+        if path.is_file():
+            metrics[stage.fingerprint] = read_metrics(path)
+    groups = _group_seeds([stage for stage in stages if stage.fingerprint in metrics], results)
+    leading, further = _QUANTITIES.get(kind, _OTHER_KINDS)
+    return KindCurves(
+        kind=kind,
+        legend=tuple((label, style) for style, label in enumerate(groups)),
+        leading=_panels(kind, leading, groups, metrics),
+        further=_panels(kind, further, groups, metrics),
+    )
+
+
+def _group_seeds(stages: Iterable[StageRow], results: Results) -> dict[str, list[str]]:
+    """Label -> fingerprints of the same stage under different seeds."""
+    titles = results.titles()
+    groups: dict[str, list[str]] = {}
+    nth: Counter[tuple[str, int]] = Counter()
+    for stage in stages:
+        arms = [titles.get(arm, arm) for arm in stage.used_by]
+        users = ", ".join(arms) if len(arms) <= 2 else f"{len(arms)} arms"
+        label = f"{stage.model}{f' on {stage.pool}' if stage.pool else ''}"
+        label += f" ({users})" if users else ""
+        nth[label, stage.seed] += 1
+        if nth[label, stage.seed] > 1:
+            label += f", stage {nth[label, stage.seed]}"
+        groups.setdefault(label, []).append(stage.fingerprint)
+    return groups
+
+
+def _panels(
+    kind: str,
+    quantities: Sequence[Quantity],
+    groups: Mapping[str, Sequence[str]],
+    metrics: Mapping[str, Mapping[int, Mapping[str, float]]],
+) -> tuple[Panel, ...]:
+    panels: list[Panel] = []
+    drawn: dict[str, tuple[Line, ...]] = {}
+    for quantity in quantities:
+        lines = tuple(
+            Line(label, style, runs)
+            for style, (label, fingerprints) in enumerate(groups.items())
+            if (runs := _runs(quantity.key, [metrics[one] for one in fingerprints]))
+        )
+        twin = _REPEATS.get(quantity.key)
+        if lines and not (twin and drawn.get(twin) == lines):
+            panels.append(Panel(kind, quantity, lines))
+        drawn[quantity.key] = lines
+    return tuple(panels)
+
+
+def _runs(
+    key: str, metrics: Iterable[Mapping[int, Mapping[str, float]]]
+) -> tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]:
+    runs = []
+    for rows in metrics:
+        steps = tuple(step for step in sorted(rows) if key in rows[step])
+        if steps:
+            runs.append((steps, tuple(rows[step][key] for step in steps)))
+    return tuple(runs)

@@ -1,0 +1,143 @@
+"""Small plots as SVG that takes its colours from the page, so that dark pages work.
+
+Matplotlib draws with marker colours, which are then replaced by `currentColor` and by the
+page's custom properties `--line-0` to `--line-6` and `--rule`. Text stays text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from headwater.report.curves import Line, Panel
+from headwater.report.quantities import count
+from headwater.report.visible import visible
+
+COLOURS = 7
+DASHES: tuple[str, ...] = ("", "5 2.5", "1.5 2", "7 2 1.5 2")  # SVG stroke-dasharray, in points
+
+_INK, _RULE = "#010203", "#010204"
+_LINE_MARKS = tuple(f"#0102{16 + index:02x}" for index in range(COLOURS))
+_SMOOTHED_FROM = 24  # points of a line from which a running mean is drawn over it
+_SIZE_INCHES = (3.55, 2.15)
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 8.0,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _RULE,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.6,
+    "path.simplify": True,
+}
+
+
+def colour(style: int) -> str:
+    """CSS colour of a line style."""
+    return f"var(--line-{style % COLOURS})"
+
+
+def dash(style: int) -> str:
+    """SVG stroke-dasharray of a line style: the pattern changes when the colours are used up."""
+    return DASHES[style // COLOURS % len(DASHES)]
+
+
+def draw_panel(panel: Panel, identity: str) -> str:
+    """SVG text of one panel; `identity` keeps its element ids apart from other plots'.
+
+    Faint lines are the seeds as logged; the strong one is their mean over seeds, smoothed by
+    a running mean where there are many steps.
+    """
+    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": identity}):
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        for line in panel.lines:
+            _draw_line(axes, line)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(length=0, pad=4)
+        axes.margins(x=0.02, y=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if panel.quantity.unit == "share":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+            if np.diff(axes.get_ylim())[0] < 0.03:
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1%}"))
+        elif axes.get_ylim()[1] >= 1000:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+        axes.set_xlabel("step", loc="right", labelpad=1)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    label = visible(f"{panel.kind}: {panel.quantity.name} over steps")
+    return _for_the_page(buffer.getvalue(), identity, label)
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    mark = _LINE_MARKS[line.style % COLOURS]
+    pattern = tuple(float(part) for part in dash(line.style).split())
+    style = (0, pattern) if pattern else "solid"
+    steps, mean = seed_mean(line)
+    smoothed = running_mean(mean)
+    if len(line.runs) > 1 or len(mean) >= _SMOOTHED_FROM:
+        for run_steps, values in line.runs:
+            axes.plot(run_steps, values, color=mark, alpha=0.28, linewidth=0.7)
+    dot = "o" if len(steps) == 1 else None
+    axes.plot(steps, smoothed, color=mark, linewidth=1.7, linestyle=style, marker=dot, ms=3.5)
+
+
+def seed_mean(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that every seed logged, and the mean over seeds at each of them."""
+    shared = set(line.runs[0][0]).intersection(*(steps for steps, _ in line.runs))
+    by_seed = [dict(zip(*run, strict=True)) for run in line.runs]
+    steps = np.array(sorted(shared), dtype=np.int64)
+    return steps, np.array([np.mean([one[int(step)] for one in by_seed]) for step in steps])
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Centred running mean over about an eighth of a long series; a short one is unchanged.
+
+    At the ends the window shrinks on both sides alike, so that a straight line stays straight.
+    """
+    length = len(values)
+    if length < _SMOOTHED_FROM:
+        return values
+    reach = max(1, length // 16)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    position = np.arange(length)
+    half = np.minimum(np.minimum(position, length - 1 - position), reach)
+    return (total[position + half + 1] - total[position - half]) / (2 * half + 1)
+
+
+def _for_the_page(svg: str, identity: str, label: str) -> str:
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r'\bid="', f'id="{identity}-', svg)
+    svg = re.sub(r'((?:xlink:)?href=")#', rf"\1#{identity}-", svg)
+    svg = svg.replace("url(#", f"url(#{identity}-")
+    svg = re.sub(r"font(-family)?: [^;\"]*;?", lambda found: _keep_size(found.group(0)), svg)
+    svg = svg.replace(_INK, "currentColor").replace(_RULE, "var(--rule)")
+    for index, mark in enumerate(_LINE_MARKS):
+        svg = svg.replace(mark, f"var(--line-{index})")
+    escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escaped}"', 1)
+
+
+def _keep_size(declaration: str) -> str:
+    """Of matplotlib's font declarations only the size stays; the page chooses the family."""
+    size = re.search(r"([\d.]+)px", declaration)
+    return f"font-size: {size.group(1)}px;" if size else ""

@@ -1,0 +1,97 @@
+"""Numbers as a person reads them: shares, points, counts, durations, p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_GIB = 1024.0**3
+
+COUNTER_NAMES: Mapping[str, str] = {
+    "labels": "labels",
+    "verifier_calls": "verifier calls",
+    "prompts": "prompts",
+    "generated_tokens": "generated tokens",
+    "teacher_scored_tokens": "teacher-scored tokens",
+    "trained_tokens": "trained tokens",
+    "updates": "updates",
+    "flops": "FLOPs",
+    "seconds": "time",
+    "peak_memory_bytes": "peak memory",
+}
+
+
+def percent(share: float) -> str:
+    """A share as per cent with one decimal.
+
+    >>> percent(0.6125)
+    '61.3%'
+    """
+    return f"{share * 100 + 1e-9:.1f}%"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, signed.
+
+    >>> points(0.087), points(-0.004), points(0.0)
+    ('+8.7', '−0.4', '0.0')
+    """
+    rounded = round(difference * 100, 1)
+    if rounded == 0:
+        return "0.0"
+    return f"{'+' if rounded > 0 else '−'}{abs(rounded):.1f}"
+
+
+def count(number: float) -> str:
+    """A count, exact below ten thousand and to three figures beyond.
+
+    >>> count(9600), count(12_800), count(1_234_567), count(3.2e15)
+    ('9,600', '12.8k', '1.23M', '3.2e15')
+    """
+    if number < 9_999.5:
+        return f"{number:,.0f}"
+    for size, suffix in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
+        if number < size * 999.5:
+            return f"{number / size:.3g}{suffix}"
+    mantissa, exponent = f"{number:.2g}".split("e+")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as the two largest units.
+
+    >>> duration(0.42), duration(48.3), duration(200), duration(3725)
+    ('0.4 s', '48 s', '3 min 20 s', '1 h 2 min')
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
+def p_value(probability: float) -> str:
+    """A p-value with its sign, never rounded to zero.
+
+    >>> p_value(0.031), p_value(0.00009999)
+    ('p = 0.031', 'p < 0.001')
+    """
+    return "p < 0.001" if probability < 0.001 else f"p = {probability:.2g}"
+
+
+def spent(counter: str, amount: float) -> str:
+    """An amount of one of the ledger's counters; nothing spent is a dash.
+
+    >>> spent("seconds", 200), spent("peak_memory_bytes", 2**31), spent("labels", 0)
+    ('3 min 20 s', '2.0 GiB', '–')
+    """
+    if not amount:
+        return "–"
+    if counter == "seconds":
+        return duration(amount)
+    if counter == "peak_memory_bytes":
+        return f"{amount / _GIB:.1f} GiB"
+    return count(amount)

@@ -1,0 +1,239 @@
+"""Reading the rollouts a run left: for the terminal and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from headwater.errors import InputError
+from headwater.report.results import RESULTS_FILE, Results, Row, read_results
+from headwater.report.visible import excerpt, visible
+from headwater.seeding import derive_key
+from headwater.types import FinishReason, Verdict
+
+ROLLOUTS_FILE = "rollouts.parquet"
+_COLUMNS = (
+    "stage",
+    "step",
+    "problem_id",
+    "sample",
+    "prompt",
+    "response",
+    "verdict",
+    "reward",
+    "response_tokens",
+    "finish_reason",
+)
+_MARKS = {
+    Verdict.CORRECT.value: ("✓ correct", "green"),
+    Verdict.INCORRECT.value: ("✗ incorrect", "red"),
+    Verdict.UNPARSEABLE.value: ("? no answer found", "yellow"),
+    Verdict.TIMEOUT.value: ("… verifier ran out of time", "yellow"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRollout:
+    """One row of rollouts.parquet; verdict and reward are None where nothing was graded."""
+
+    stage: str
+    step: int
+    problem_id: str
+    sample: int
+    prompt: str
+    response: str
+    verdict: str | None
+    reward: float | None
+    response_tokens: int
+    finish_reason: str
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the response ran into the length limit."""
+        return self.finish_reason == FinishReason.LENGTH.value
+
+
+def read_rollouts(run_dir: Path, fingerprint: str) -> list[ReadRollout]:
+    """Rollouts of the last step of one artifact; empty when it left none.
+
+    Raises InputError when the file is not a rollouts table.
+    """
+    path = run_dir / "artifacts" / fingerprint / ROLLOUTS_FILE
+    if not path.is_file():
+        return []
+    try:
+        steps = pq.read_table(path, columns=["step"]).column("step").to_pylist()
+        last = max(steps, default=None)
+        if last is None:
+            return []
+        table = pq.read_table(path, columns=list(_COLUMNS), filters=[("step", "=", last)])
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{path} cannot be read as rollouts ({str(error).splitlines()[0]}); expected Parquet "
+            f"with the columns {', '.join(_COLUMNS)}: run the stage again"
+        ) from error
+    return [ReadRollout(**row) for row in table.to_pylist()]
+
+
+def rollouts_of_arm(run_dir: Path, results: Results, row: Row) -> list[ReadRollout]:
+    """What the row's model answered last: in its evaluation, else in its latest own stage.
+
+    Graded rollouts are preferred; a stage of the arm's other model is never taken.
+    """
+    model_of = {stage.fingerprint: stage.model for stage in results.stages}
+    own_stages = [one for one in reversed(row.stages) if model_of.get(one) == row.evaluates]
+    ungraded: list[ReadRollout] = []
+    for fingerprint in (*row.evaluations, *own_stages):
+        rollouts = read_rollouts(run_dir, fingerprint)
+        if any(rollout.verdict is not None for rollout in rollouts):
+            return rollouts
+        ungraded = ungraded or rollouts
+    return ungraded
+
+
+def draw_lots(
+    rollouts: Iterable[ReadRollout], verdicts: Sequence[str | None], number: int
+) -> list[ReadRollout]:
+    """`number` rollouts with one of these verdicts, of different problems where possible.
+
+    Drawn by lot from the names of problem and sample, so nobody has chosen them and the same
+    run always shows the same ones.
+    """
+    drawn = sorted(
+        (rollout for rollout in rollouts if rollout.verdict in verdicts),
+        key=lambda one: derive_key("samples", one.stage, one.problem_id, one.sample),
+    )
+    first_of_problem: dict[str, ReadRollout] = {}
+    for rollout in drawn:
+        first_of_problem.setdefault(rollout.problem_id, rollout)
+    firsts = list(first_of_problem.values())
+    rest = [rollout for rollout in drawn if rollout not in firsts[:number]]
+    return (firsts + rest)[:number] if len(firsts) < number else firsts[:number]
+
+
+def collect_samples(
+    run_dir: Path, *, arm: str | None = None, stage: str | None = None, number: int = 4
+) -> list[tuple[str, list[ReadRollout]]]:
+    """(heading, rollouts) pairs: half correct and half not, where verdicts are known.
+
+    arm: only this arm's; stage: only stages of this kind or with this fingerprint (or its
+    beginning). Without `stage` the rollouts are the newest of each arm. A run that has no
+    results yet is read by its artifacts. Raises InputError when nothing matches.
+    """
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir} is not a folder; give the folder of a run")
+    if not (run_dir / RESULTS_FILE).is_file():
+        if arm is not None:
+            raise InputError(
+                f"arm {arm!r} is not known yet: {run_dir} has no {RESULTS_FILE}; leave out the "
+                "arm to read what its stages have left so far"
+            )
+        groups = _by_artifact(run_dir, stage)
+    else:
+        results = read_results(run_dir)
+        rows = _rows_of(results, arm)
+        groups = _by_row(run_dir, results, rows) if stage is None else []
+        groups = groups or _by_stage(run_dir, results, arm, stage)
+    found = [(heading, _mixture(rollouts, number)) for heading, rollouts in groups if rollouts]
+    if not found:
+        raise InputError(
+            f"no rollouts in {run_dir} for arm={arm or 'any'}, stage={stage or 'any'}; run "
+            "`headwater samples` without them to see what there is"
+        )
+    return found
+
+
+def print_samples(
+    run_dir: Path,
+    console: Console,
+    *,
+    arm: str | None = None,
+    stage: str | None = None,
+    number: int = 4,
+) -> None:
+    """Print what `collect_samples` finds, control characters made visible."""
+    for heading, rollouts in collect_samples(run_dir, arm=arm, stage=stage, number=number):
+        console.print(Rule(Text(visible(heading), style="bold"), align="left"))
+        for rollout in rollouts:
+            console.print(_as_text(rollout))
+
+
+def verdict_mark(rollout: ReadRollout) -> tuple[str, str]:
+    """(words, colour name) of a rollout's verdict; ungraded ones say so."""
+    if rollout.verdict is None:
+        return "not graded", "cyan"
+    return _MARKS.get(rollout.verdict, (rollout.verdict, "cyan"))
+
+
+def _as_text(rollout: ReadRollout) -> Text:
+    words, colour = verdict_mark(rollout)
+    cut = ", cut at the length limit" if rollout.truncated else ""
+    text = Text()
+    text.append(f"{words}", style=f"bold {colour}")
+    text.append(
+        visible(
+            f"  problem {rollout.problem_id}, sample {rollout.sample}, step {rollout.step}, "
+            f"{rollout.response_tokens} tokens{cut}\n"
+        ),
+        style="dim",
+    )
+    text.append(visible(excerpt(rollout.prompt, 1_200)).rstrip() + "\n", style="italic")
+    text.append(visible(excerpt(rollout.response, 4_000)).rstrip() + "\n")
+    return text
+
+
+def _mixture(rollouts: Sequence[ReadRollout], number: int) -> list[ReadRollout]:
+    wrong = (Verdict.INCORRECT.value, Verdict.UNPARSEABLE.value, Verdict.TIMEOUT.value)
+    right = draw_lots(rollouts, (Verdict.CORRECT.value,), (number + 1) // 2)
+    missed = draw_lots(rollouts, wrong, number - len(right))
+    return (right + missed) or draw_lots(rollouts, (None,), number)
+
+
+def _rows_of(results: Results, arm: str | None) -> list[Row]:
+    rows = [row for row in results.rows if arm in (None, row.arm)]
+    if not rows:
+        known = ", ".join(results.titles())
+        raise InputError(f"arm {arm!r} is not in this run; choose one of: {known}")
+    return rows
+
+
+def _by_row(
+    run_dir: Path, results: Results, rows: Iterable[Row]
+) -> list[tuple[str, list[ReadRollout]]]:
+    groups: dict[str, list[ReadRollout]] = {}
+    for row in rows:
+        heading = f"{row.title} ({row.evaluates})"
+        if not groups.get(heading):
+            groups[heading] = rollouts_of_arm(run_dir, results, row)
+    return list(groups.items())
+
+
+def _by_stage(
+    run_dir: Path, results: Results, arm: str | None, stage: str | None
+) -> list[tuple[str, list[ReadRollout]]]:
+    titles = results.titles()
+    groups = []
+    for one in results.stages:
+        if arm is not None and arm not in one.used_by:
+            continue
+        if stage is None or one.kind == stage or one.fingerprint.startswith(stage):
+            users = ", ".join(titles.get(name, name) for name in one.used_by)
+            heading = f"{one.model} {one.kind} on {one.pool}, seed {one.seed}: {users}"
+            groups.append((heading, read_rollouts(run_dir, one.fingerprint)))
+    return groups
+
+
+def _by_artifact(run_dir: Path, stage: str | None) -> list[tuple[str, list[ReadRollout]]]:
+    paths = sorted((run_dir / "artifacts").glob(f"*/{ROLLOUTS_FILE}"))
+    return [
+        (path.parent.name, read_rollouts(run_dir, path.parent.name))
+        for path in paths
+        if stage is None or path.parent.name.startswith(stage)
+    ]

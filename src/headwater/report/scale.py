@@ -1,0 +1,42 @@
+"""The common axis on which the rows of a table draw their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from headwater.report.results import Row
+
+_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
+_TICKS_AT_MOST = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From low to high, both shares, with round ticks."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def position(self, value: float) -> float:
+        """Where a share lies between low (0) and high (1), kept within them."""
+        return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
+
+
+def scale_of(rows: Iterable[Row]) -> Scale:
+    """The narrowest round scale that holds every interval, mean and seed of these rows."""
+    values = [value for row in rows for value in (*row.interval, row.avg_at_k, *row.per_seed)] or [
+        0.0,
+        1.0,
+    ]
+    lowest, highest = min(values), max(values)
+    for step in _STEPS:
+        first = max(0, math.floor(lowest / step + 1e-9))
+        last = min(round(1 / step), max(math.ceil(highest / step - 1e-9), first + 1))
+        first = min(first, last - 1)
+        if last - first < _TICKS_AT_MOST:
+            break
+    ticks = tuple(round(index * step, 10) for index in range(first, last + 1))
+    return Scale(ticks[0], ticks[-1], ticks)

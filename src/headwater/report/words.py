@@ -1,0 +1,182 @@
+"""What happened, in sentences: which use of the labels bought most, and what stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from headwater.report.quantities import count, p_value, percent, points
+from headwater.report.results import DifferenceRow, Results, Row
+
+_NAMED_AT_MOST = 3  # differences of one kind spelled out; the rest are counted
+_UNEVEN = 1.25  # ratio of verifier calls from which two arms are not matched on them
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One statement; `against` is something found that the recipe did not expect."""
+
+    kind: Literal["headline", "found", "against", "open", "caveat"]
+    text: str
+
+
+def closing_words(results: Results) -> list[Sentence]:
+    """The run in a few sentences, headline first; only what intervals and p-values carry.
+
+    A difference counts as found when its interval leaves out zero and Holm's p-value is at
+    most 0.05; otherwise the sentence says how large it would have had to be.
+    """
+    if not results.rows:
+        return [Sentence("headline", "Nothing was evaluated.")]
+    said = [Sentence("headline", _headline(results))]
+    found = [row for row in results.differences if row.told_apart and row.difference > 0]
+    against = [row for row in results.differences if row.told_apart and row.difference < 0]
+    still_open = [row for row in results.differences if not row.told_apart]
+    said += _spelled_out("found", [_found(results, row) for row in found])
+    said += _spelled_out("against", [_against(results, row) for row in against])
+    said += _spelled_out("open", [_open(results, row) for row in still_open])
+    said += [Sentence("caveat", text) for text in _caveats(results)]
+    return said
+
+
+def _headline(results: Results) -> str:
+    eval_set = results.eval_sets()[0]
+    rows = [row for row in results.rows if row.eval_set == eval_set]
+    students = [row for row in rows if row.evaluates == "student"] or rows
+    trained = sorted(
+        (row for row in students if row.chain), key=lambda row: row.avg_at_k, reverse=True
+    )
+    base = next((row for row in students if not row.chain), None)
+    if not trained:
+        listed = ", ".join(
+            f"{_in_a_sentence(row.title)} {percent(row.avg_at_k)}" for row in students
+        )
+        return f"No arm was trained; on {eval_set}: {listed}."
+    best = trained[0]
+    name, reached = _in_a_sentence(best.title), percent(best.avg_at_k)
+    measure = f"right on {eval_set} (avg@{best.attempts})"
+    if base is not None and best.avg_at_k <= base.avg_at_k:
+        return (
+            f"No arm did better than {_in_a_sentence(base.title)} with {percent(base.avg_at_k)} "
+            f"{measure}; the best trained one, {name}, has {reached}."
+        )
+    if base is None:
+        opening = f"{name} answered {reached} {measure}"
+    else:
+        start = percent(base.avg_at_k)
+        opening = f"{name} took the {best.evaluates} from {start} to {reached} {measure}"
+    return f"{opening} {_with_labels(best)}{_rank(results, trained)}."
+
+
+def _with_labels(row: Row) -> str:
+    labels = row.spent.get("labels", 0)
+    if not labels:
+        return "without a label"
+    return f"with {count(labels)} label{'s' if labels != 1 else ''}"
+
+
+def _rank(results: Results, trained: Sequence[Row]) -> str:
+    if len(trained) < 2:
+        return ""
+    best, second = trained[:2]
+    text = f", the highest of {len(trained)} arms; next is {_in_a_sentence(second.title)} at "
+    text += percent(second.avg_at_k)
+    compared = any({row.better, row.than} == {best.arm, second.arm} for row in results.differences)
+    if not compared and second.interval[1] >= best.interval[0]:
+        text += ", and their intervals overlap"
+    return text
+
+
+def _spelled_out(kind: Literal["found", "against", "open"], texts: Sequence[str]) -> list[Sentence]:
+    said = [Sentence(kind, text) for text in texts[:_NAMED_AT_MOST]]
+    more = len(texts) - len(said)
+    if more:
+        ending = {
+            "found": "also came out as expected",
+            "against": "also came out against expectation",
+            "open": "also could not be told apart",
+        }[kind]
+        noun = "comparison" if more == 1 else "comparisons"
+        said.append(Sentence(kind, f"{more} more {noun} {ending}; see the differences."))
+    return said
+
+
+def _found(results: Results, row: DifferenceRow) -> str:
+    names = _names(results)
+    return (
+        f"{names[row.better]} is ahead of {names[row.than]} by {_gap(row)}{_where(results, row)}."
+    )
+
+
+def _against(results: Results, row: DifferenceRow) -> str:
+    names = _names(results)
+    return (
+        f"Against the recipe's expectation, {names[row.better]} is behind {names[row.than]} by "
+        f"{_gap(row)}{_where(results, row)}."
+    )
+
+
+def _open(results: Results, row: DifferenceRow) -> str:
+    names = _names(results)
+    return (
+        f"{names[row.better]} and {names[row.than]} cannot be told apart"
+        f"{_where(results, row)}: {points(row.difference)} points "
+        f"({points(row.interval[0])} to {points(row.interval[1])}, "
+        f"{p_value(row.p_value_corrected)}); a difference would have to be about "
+        f"{row.minimum_detectable * 100:.1f} points to show four times in five."
+    )
+
+
+def _gap(row: DifferenceRow) -> str:
+    low, high = sorted(abs(bound) for bound in row.interval)
+    return (
+        f"{abs(row.difference) * 100:.1f} points (95% interval {low * 100:.1f} to "
+        f"{high * 100:.1f}, {p_value(row.p_value_corrected)})"
+    )
+
+
+def _names(results: Results) -> dict[str, str]:
+    """Arm -> title as a sentence can hold it: one with a comma is put in quotes."""
+    return {arm: _in_a_sentence(title) for arm, title in results.titles().items()}
+
+
+def _in_a_sentence(title: str) -> str:
+    return f"“{title}”" if "," in title else title
+
+
+def _where(results: Results, row: DifferenceRow) -> str:
+    return f" on {row.eval_set}" if len(results.eval_sets()) > 1 else ""
+
+
+def _caveats(results: Results) -> list[str]:
+    said = []
+    uneven = _uneven_calls(results)
+    if uneven:
+        said.append(uneven)
+    seeds = len(results.seeds)
+    if seeds == 1:
+        said.append(
+            "One seed: the intervals cover the choice of problems, not the luck of a training run."
+        )
+    elif seeds == 2:
+        said.append("Two seeds show only roughly how much the luck of a training run matters.")
+    return said
+
+
+def _uneven_calls(results: Results) -> str | None:
+    """The contrast whose arms differ most in verifier calls, if any differs much."""
+    calls = {row.arm: row.spent.get("verifier_calls", 0) for row in results.rows}
+    uneven = []
+    for row in results.differences:
+        pair = (calls.get(row.better, 0), calls.get(row.than, 0))
+        if min(pair) > 0 and max(pair) / min(pair) >= _UNEVEN:
+            uneven.append((max(pair) / min(pair), row, pair))
+    if not uneven:
+        return None
+    _, row, pair = max(uneven, key=lambda entry: entry[0])
+    names = _names(results)
+    return (
+        f"Equal labels are not equal verifier calls: {names[row.better]} used {count(pair[0])}, "
+        f"{names[row.than]} {count(pair[1])}."
+    )

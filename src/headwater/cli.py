@@ -42,9 +42,7 @@ OutOption = Annotated[
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", metavar="0,1,2", help="Instead of the recipe's seeds.")
 ]
-ArmsOption = Annotated[
-    str | None, typer.Option("--arms", metavar="x,y", help="Only these arms.")
-]
+ArmsOption = Annotated[str | None, typer.Option("--arms", metavar="x,y", help="Only these arms.")]
 VerifierOption = Annotated[
     str, typer.Option(metavar="NAME", help="math, exact or python:module:function.")
 ]
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except HeadwaterError as error:
         code = _failed(str(error), error.exit_code)
     except _UsageError as error:
-        code = _failed(f"{error.format_message()} See `headwater --help`.", 2)
+        code = _failed(f"{error.format_message().rstrip('.')}; see `headwater --help`", 2)
     except typer.Abort:
         code = 130
     except OSError as error:  # a full disk, a folder that may not be written

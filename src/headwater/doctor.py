@@ -159,9 +159,7 @@ def _devices() -> Iterator[Check]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Check(
-            "torch", Health.PROBLEM, f"cannot be imported: {error}", "install torch again"
-        )
+        yield Check("torch", Health.PROBLEM, f"cannot be imported: {error}", "install torch again")
         return
     capability = torch.backends.cpu.get_cpu_capability()
     yield Check("device: cpu", Health.OK, f"{torch.get_num_threads()} threads, {capability}")

@@ -23,6 +23,7 @@ from headwater.config.stages import (
     TeacherRolloutsStage,
 )
 from headwater.errors import InputError
+from headwater.models.source_names import SourceKind, describe_source
 from headwater.types import Label, Problem
 
 #: Raised by whoever changes the numbers a stage gives; artifacts of older versions are not reused.
@@ -291,12 +292,11 @@ class _Builder:
 
     def _source(self, model_name: str, seed: int, asked_by: tuple[str, ...]) -> str:
         spec = self.recipe.models[model_name]
-        parent = None
-        if spec.source.startswith("prune:"):
-            parent = self.base(spec.source.removeprefix("prune:"), seed, asked_by)
+        source = describe_source(spec.source)
+        parent = self.base(source.parent, seed, asked_by) if source.parent else None
         config = ModelSpec(source=spec.source, layers=spec.layers).model_dump(mode="json")
         # Only weights drawn at random depend on the seed; a downloaded model is one model.
-        own_seed = seed if spec.source.startswith("tiny:") else 0
+        own_seed = seed if source.kind is SourceKind.TINY else 0
         return self._add(
             kind="source", config=config, seed=own_seed, stream=f"source:{spec.source}",
             role="base", model_name=model_name, model=parent,

@@ -1,0 +1,288 @@
+"""Runs a graph's stages in worker processes, several independent ones at once.
+
+What a stage computes depends on its job alone, so neither the number of workers nor the
+order in which stages happen to run shows in any result.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from headwater.errors import BudgetExhausted, HeadwaterError, Interrupted, StageError
+from headwater.workflow.graph import Graph
+from headwater.workflow.messages import Call, Done, Progress, Quit, StageTask, Stop, WorkerSetup
+from headwater.workflow.progress import ProgressView
+from headwater.workflow.schedule import urgency
+from headwater.workflow.worker import socket_pair
+
+_LISTEN_SECONDS = 0.2
+_QUIT_SECONDS = 5.0
+_LOG_LINES = 8
+# Not `-m`: neither the caller's main module nor the current folder has a say in a worker.
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from headwater.workflow.worker import main; main(int(sys.argv[1]))"
+)
+
+
+class Executor:
+    """Workers for one run, started when first needed; a context that ends them.
+
+    task_of: the task of a fingerprint, called when its parents are published.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        setup: WorkerSetup,
+        processes: int,
+        task_of: Callable[[str], StageTask],
+        view: ProgressView,
+    ) -> None:
+        self._graph = graph
+        self._setup = setup
+        self._processes = processes
+        self._task_of = task_of
+        self._view = view
+        self._workers: list[_Process] = []
+        self._urgency = urgency(graph)
+        self._finished: set[str] = set()
+        self._failure: HeadwaterError | None = None
+        self._budget: BudgetExhausted | None = None
+        self._interrupts = 0
+
+    def run(self, wanted: Iterable[str], published: Iterable[str]) -> BudgetExhausted | None:
+        """Run the `wanted` stages that are not yet `published`; parents must be in one of both.
+
+        Returns the error of a budget that ended the run early: what was finished by then is
+        evaluated all the same. Raises Interrupted once every stage in hand is saved, and
+        StageError for a stage that failed or a worker that died.
+        """
+        self._finished |= set(published)
+        wanted = [fingerprint for fingerprint in wanted if fingerprint not in self._finished]
+        with self._listening_to_signals():
+            while True:
+                self._pass_on_interrupts()
+                self._assign(wanted)
+                if not any(worker.stage for worker in self._workers):
+                    break
+                self._listen()
+        if self._failure is not None:
+            raise self._failure
+        return self._budget
+
+    def call(self, target: str, *arguments: Any) -> Any:
+        """Call "module:function" in an idle worker and return what it returns, or raise."""
+        worker = self._idle_worker()
+        worker.connection.send(Call(target, arguments))
+        try:
+            reply = worker.connection.recv()
+        except (EOFError, OSError):
+            raise StageError(worker.obituary(target)) from None
+        if isinstance(reply, Done):
+            return reply.value
+        raise reply.error()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.quit()
+        for worker in self._workers:
+            worker.end(_QUIT_SECONDS if exc is None else 0.0)
+        self._workers.clear()
+
+    def _assign(self, wanted: list[str]) -> None:
+        """Give ready stages to idle workers, the most urgent first."""
+        if self._failure is not None:
+            return
+        in_hand = {worker.stage for worker in self._workers}
+        ready = [f for f in wanted if f not in self._finished | in_hand and self._may_start(f)]
+        ready.sort(key=lambda f: -self._urgency[f])
+        for fingerprint in ready:
+            if sum(worker.stage is not None for worker in self._workers) >= self._processes:
+                return
+            worker = self._idle_worker()
+            worker.stage = fingerprint
+            self._view.started(fingerprint)
+            worker.connection.send(self._task_of(fingerprint))
+
+    def _may_start(self, fingerprint: str) -> bool:
+        node = self._graph.nodes[fingerprint]
+        if self._budget is not None and not node.is_evaluation:
+            return False
+        return all(parent in self._finished for parent in node.parents)
+
+    def _idle_worker(self) -> _Process:
+        for worker in self._workers:
+            if worker.stage is None:
+                return worker
+        worker = _Process(self._setup, len(self._workers))
+        self._workers.append(worker)
+        return worker
+
+    def _listen(self) -> None:
+        """Take whatever the workers say within a moment."""
+        by_connection = {worker.connection: worker for worker in self._workers}
+        for connection in wait(list(by_connection), timeout=_LISTEN_SECONDS):
+            assert isinstance(connection, Connection)
+            worker = by_connection[connection]
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                self._bury(worker)
+                continue
+            stage = worker.stage
+            assert stage is not None, "idle workers say nothing"
+            if isinstance(message, Progress):
+                self._view.progressed(stage, message.values)
+                continue
+            worker.stage = None
+            if isinstance(message, Done):
+                self._finished.add(stage)
+                self._view.finished(stage, message.seconds)
+            else:
+                self._take_error(stage, message.error())
+
+    def _take_error(self, stage: str, error: HeadwaterError) -> None:
+        self._view.stopped(stage, str(error))
+        if isinstance(error, BudgetExhausted):
+            self._budget = self._budget or error
+            self._stop_workers(lambda f: not self._graph.nodes[f].is_evaluation)
+        elif not isinstance(error, Interrupted) or self._budget is None:
+            self._fail(error)
+
+    def _bury(self, worker: _Process) -> None:
+        """A worker is gone: with its stage that is a failure, without it a loss to be replaced."""
+        self._workers.remove(worker)
+        if worker.stage is not None:
+            message = worker.obituary(self._graph.describe(worker.stage))
+            self._view.stopped(worker.stage, message)
+            self._fail(StageError(message))
+        worker.end(0.0)
+
+    def _fail(self, error: HeadwaterError) -> None:
+        """Remember the first error and ask every worker to save and stop."""
+        if self._failure is None:
+            self._failure = error
+            self._stop_workers(lambda _: True)
+
+    def _stop_workers(self, concerns: Callable[[str], bool]) -> None:
+        for worker in self._workers:
+            if worker.stage is not None and concerns(worker.stage):
+                worker.tell(Stop())
+
+    def _pass_on_interrupts(self) -> None:
+        if self._interrupts == 0:
+            return
+        done = sum(fingerprint in self._finished for fingerprint in self._graph.nodes)
+        state = f"{done} of {len(self._graph.nodes)} stages are finished"
+        cure = "run the same command again to continue"
+        if self._interrupts > 1:
+            for worker in self._workers:
+                worker.end(0.0)
+            raise Interrupted(f"stopped at once: {state}; {cure} from the last checkpoints")
+        if self._failure is None:
+            self._view.say("stopping once each running stage is saved; Ctrl-C again stops at once")
+            self._fail(Interrupted(f"stopped: {state}; {cure}"))
+
+    @contextmanager
+    def _listening_to_signals(self) -> Iterator[None]:
+        """Count SIGINT and SIGTERM instead of dying of them; only a main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def count(*_: object) -> None:
+            self._interrupts += 1
+
+        before = {s: signal.signal(s, count) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Process:
+    """One worker process, our end of its socket, and the stage it has in hand."""
+
+    def __init__(self, setup: WorkerSetup, number: int) -> None:
+        self.stage: str | None = None
+        self.connection, theirs = socket_pair()
+        log_dir = setup.run_dir / "logs"
+        log_dir.mkdir(exist_ok=True)
+        self._log = log_dir / f"worker-{number}.log"
+        threads = str(setup.threads)
+        environment = os.environ | {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+        paths = [path or str(Path.cwd()) for path in sys.path]
+        with theirs, self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(theirs.fileno()), *paths],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                process_group=0,  # Ctrl-C reaches the run alone, which tells its workers
+            )
+        self.tell(setup)
+
+    def tell(self, message: Any) -> None:
+        """Send; a worker that is gone is found when it is listened to."""
+        try:
+            self.connection.send(message)
+        except OSError:
+            return
+
+    def quit(self) -> None:
+        """Ask an idle worker to end; end a busy one."""
+        if self.stage is None:
+            self.tell(Quit())
+        else:
+            self._process.kill()
+
+    def end(self, within_seconds: float) -> None:
+        """Wait for the process that long, then kill it; closes our end."""
+        try:
+            self._process.wait(within_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.connection.close()
+
+    def obituary(self, doing: str) -> str:
+        """Why the process is gone, for a person."""
+        try:
+            code = self._process.wait(_QUIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = 1
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; often too little memory: fewer compute.processes help" if code == -9 else ""
+            return f"{doing}: its worker was killed by {name}{hint}; run again to continue"
+        tail = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+        said = " | ".join(line.strip() for line in tail if line.strip()) or "nothing"
+        return f"{doing}: its worker ended with code {code}, saying: {said}; see {self._log}"

@@ -1,0 +1,101 @@
+"""What a run and its workers say to each other; everything here is pickled between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headwater import errors
+from headwater.errors import HeadwaterError, StageError
+from headwater.stages.job import StageJob
+from headwater.types import Label
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What every worker of a run is told once.
+
+    run_stage: "module:function" that runs one StageJob; limits: the recipe's budget.
+    """
+
+    run_dir: Path
+    run_stage: str
+    verifier: str = "exact"
+    verifier_workers: int = 1
+    verifier_timeout_seconds: float = 5.0
+    limits: Mapping[str, float] = field(default_factory=dict)
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StageTask:
+    """One stage for a worker; `labels` is None for stages that may not see any.
+
+    facts: what the manifest will say (kind, parents, config, seed, stream, version).
+    """
+
+    job: StageJob
+    description: str
+    facts: Mapping[str, Any]
+    labels: tuple[Label, ...] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function for a worker to call: "module:function" and its arguments."""
+
+    target: str
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Save and stop the stage in hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """Nothing more will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Numbers of the stage in hand: step, steps, and whatever it measures."""
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The stage is published, or the call returned `value`."""
+
+    seconds: float = 0.0
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An error, as the name of its class in `headwater.errors` and its message."""
+
+    error_class: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException, doing: str) -> Failed:
+        """Any exception as a message; what is not ours becomes a StageError that names it."""
+        if isinstance(error, HeadwaterError):
+            ours = next(c for c in type(error).__mro__ if c.__module__ == errors.__name__)
+            return cls(ours.__name__, str(error))
+        found = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return cls(StageError.__name__, f"{doing} failed: {found}")
+
+    def error(self) -> HeadwaterError:
+        """The error to raise on the other side."""
+        found: type[HeadwaterError] = getattr(errors, self.error_class)
+        return found(self.message)
+
+
+ToWorker = StageTask | Call | Stop | Quit
+FromWorker = Progress | Done | Failed

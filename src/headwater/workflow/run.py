@@ -1,0 +1,182 @@
+"""One run of a study: prepare, execute what is not there yet, and say what came of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from headwater.config.loading import write_resolved
+from headwater.config.recipe import Recipe
+from headwater.errors import BudgetExhausted
+from headwater.models.source_names import SourceKind, describe_source
+from headwater.stages.job import StageContext, StageJob
+from headwater.types import Problem
+from headwater.workflow.executor import Executor
+from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
+from headwater.workflow.messages import StageTask, WorkerSetup
+from headwater.workflow.progress import ProgressView, make_view
+from headwater.workflow.record import RunOutcome, load_outcome, record_of, write_record
+from headwater.workflow.store import ArtifactStore, run_lock
+from headwater.workflow.study import Study, prepare_study
+from headwater.workflow.worker import function_name
+
+RECIPE_FILE = "recipe.yaml"
+_REGISTRY = "headwater.stages.registry:run_stage"
+_CHECK_TOKENIZERS = "headwater.models.compatibility:check_same_tokenizer"
+_MOST_PROCESSES = 8
+
+
+def run_recipe(
+    recipe: Recipe,
+    out_dir: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+    quiet: bool = False,
+) -> RunOutcome:
+    """Run a recipe in `out_dir`, or continue it there; what is published is not run again.
+
+    A budget that ends the run early is in the outcome's `stopped`. Raises InputError before
+    anything is trained, StageError for a stage that failed, and Interrupted once Ctrl-C has
+    been answered by saving every stage in hand.
+    """
+    study = prepare_study(recipe, seeds=seeds, arms=arms)
+    return run_study(study, out_dir, view=make_view(study.graph, quiet=quiet))
+
+
+def run_study(
+    study: Study,
+    out_dir: Path,
+    *,
+    view: ProgressView,
+    run_stage: Callable[[StageJob, StageContext], None] | None = None,
+) -> RunOutcome:
+    """Run a prepared study.
+
+    run_stage: what runs a stage in a worker, a function of an importable module; the stage
+    registry's by default. Raises as `run_recipe` does.
+    """
+    with run_lock(out_dir):
+        store = ArtifactStore(out_dir)
+        write_resolved(study.recipe, out_dir / RECIPE_FILE)
+        processes, threads = workforce(study.recipe)
+        write_record(record_of(study, threads), out_dir)
+        setup = WorkerSetup(
+            run_dir=out_dir.resolve(),
+            run_stage=_REGISTRY if run_stage is None else function_name(run_stage),
+            verifier=study.recipe.task.verifier,
+            verifier_workers=study.recipe.task.verifier_workers,
+            verifier_timeout_seconds=study.recipe.task.verifier_timeout_seconds,
+            limits=study.recipe.budget.limits(),
+            threads=threads,
+        )
+        with view, Executor(
+            study.graph, setup, processes, lambda f: make_task(study, store, f), view
+        ) as executor:
+            stopped = _execute(study, store, executor, view)
+        return load_outcome(out_dir, stopped)
+
+
+def workforce(recipe: Recipe) -> tuple[int, int]:
+    """(worker processes, threads of each). Threads never depend on the number of processes,
+    since they can show in the last bits of a sum."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    tiny = all(
+        describe_source(spec.source).kind in (SourceKind.TINY, SourceKind.PRUNE)
+        for spec in recipe.models.values()
+    )
+    processes = recipe.compute.processes or (min(cpus, _MOST_PROCESSES) if tiny else 1)
+    return processes, recipe.compute.threads or (1 if tiny else cpus)
+
+
+def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask:
+    """The task of one stage whose parents are published."""
+    node = study.graph.nodes[fingerprint]
+    recipe = study.recipe
+
+    def model_of(parent: str | None) -> Path | None:
+        return None if parent is None else store.path(parent).resolve() / "model"
+
+    problems: tuple[Problem, ...] = study.problems_of(node)
+    job = StageJob(
+        kind=node.kind,
+        config=node.settings(),
+        fingerprint=fingerprint,
+        seed=node.seed,
+        stream=node.stream,
+        problems=problems,
+        prompt_form=recipe.task.prompt,
+        sampling=sampling_of(node, recipe),
+        compute=recipe.compute,
+        output_dir=store.staging_dir(fingerprint).resolve(),
+        checkpoint_dir=store.checkpoint_dir(fingerprint).resolve(),
+        model_dir=model_of(node.model),
+        teacher_dir=model_of(node.teacher),
+        rollouts_dir=None if node.rollouts is None else store.path(node.rollouts).resolve(),
+        options=node.options,
+    )
+    return StageTask(
+        job, study.graph.describe(fingerprint), _facts(node), study.labels_of(node)
+    )
+
+
+def _facts(node: StageNode) -> dict[str, object]:
+    """What the manifest says of a stage, so that every number can be traced."""
+    return {
+        "kind": node.kind,
+        "version": STAGE_VERSIONS[node.kind],
+        "parents": list(node.parents),
+        "config": dict(node.config),
+        "seed": node.seed,
+        "stream": node.stream,
+        "pool": node.pool,
+        "eval_set": node.eval_set,
+        "model_name": node.model_name,
+    }
+
+
+def _execute(
+    study: Study, store: ArtifactStore, executor: Executor, view: ProgressView
+) -> BudgetExhausted | None:
+    """Sources first, so that tokenizers are compared before anything is trained; then the rest."""
+    graph = study.graph
+    published = _sound(graph, store, view)
+    sources = [f for f, node in graph.nodes.items() if node.kind == "source" and not node.parents]
+    executor.run(sources, published)
+    for pair in _tokenizer_pairs(graph):
+        student, teacher = (store.path(source).resolve() / "model" for source in pair)
+        executor.call(_CHECK_TOKENIZERS, student, teacher)
+    return executor.run(graph.nodes, published)
+
+
+def _sound(graph: Graph, store: ArtifactStore, view: ProgressView) -> set[str]:
+    """Stages that are published and intact; damaged ones are named and removed."""
+    published = set()
+    for fingerprint in graph.nodes:
+        if not store.path(fingerprint).is_dir():
+            continue
+        damage = store.find_damage(fingerprint)
+        if damage is None:
+            published.add(fingerprint)
+        else:
+            view.say(f"{graph.describe(fingerprint)} is damaged ({damage.reason}): rebuilding it")
+            store.discard(fingerprint)
+    return published
+
+
+def _tokenizer_pairs(graph: Graph) -> list[tuple[str, str]]:
+    """(student's, teacher's) root sources of every arm that has both and where they differ."""
+    pairs = {
+        (_root(graph, plan.student), _root(graph, plan.teacher))
+        for plan in graph.arms
+        if plan.student is not None and plan.teacher is not None
+    }
+    return sorted(pair for pair in pairs if pair[0] != pair[1])
+
+
+def _root(graph: Graph, fingerprint: str) -> str:
+    """The source a model descends from; a pruned one has its parent's tokenizer."""
+    while (parent := graph.nodes[fingerprint].model) is not None:
+        fingerprint = parent
+    return fingerprint

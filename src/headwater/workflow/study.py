@@ -15,15 +15,8 @@ from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.tasks.prompts import check_prompt_matches_verifier
 from headwater.types import Label, Problem, Verdict
 from headwater.verify.verifiers import make_verifier
-from headwater.workflow.graph import (
-    NEEDS_VAULT,
-    DataIdentity,
-    Graph,
-    GraphData,
-    StageNode,
-    build_graph,
-    identify,
-)
+from headwater.workflow.graph import NEEDS_VAULT, Graph, StageNode
+from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,303 @@
+"""From a recipe to the graph of its distinct stages.
+
+Pure and free of torch. Two arms whose chains begin alike (same settings, parents, data and
+seed) meet in the same node, because a node is named by what decides its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headwater.config.recipe import ChainItem, ModelSpec, Recipe
+from headwater.config.stages import READS_TEACHER, TeacherRolloutsStage
+from headwater.errors import InputError
+from headwater.models.source_names import SourceKind, describe_source
+from headwater.types import Label, Problem
+from headwater.workflow.graph import (
+    GRADES,
+    NEEDS_VAULT,
+    STAGE_VERSIONS,
+    ArmPlan,
+    BasePlan,
+    Graph,
+    Role,
+    StageNode,
+)
+
+#: Settings that decide how a stage is computed, not what it computes.
+_NOT_HASHED = frozenset(
+    {"checkpoint_seconds", "micro_batch_tokens", "prompts_per_batch", "batch_prompts"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DataIdentity:
+    """Hashes of a pool or evaluation set: what is asked, and what is the answer."""
+
+    problems: str
+    labels: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GraphData:
+    """Identities of every pool and every evaluation set, by name."""
+
+    pools: Mapping[str, DataIdentity]
+    evals: Mapping[str, DataIdentity]
+
+
+def identify(problems: Sequence[Problem], labels: Sequence[Label]) -> DataIdentity:
+    """Identity of a set of problems: order counts, since steps draw problems by position."""
+    asked = [[p.id, p.prompt, p.level, p.subject] for p in problems]
+    answers = [[label.problem_id, label.answer, label.solution] for label in labels]
+    return DataIdentity(_digest(asked), _digest(answers), len(asked))
+
+
+def build_graph(
+    recipe: Recipe,
+    data: GraphData,
+    *,
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+) -> Graph:
+    """The graph of a recipe for these seeds and arms (all of the recipe's by default).
+
+    Raises InputError for an arm that does not exist, a teacher nobody reads, and models pruned
+    from each other in a circle.
+    """
+    chosen = list(dict.fromkeys(arms if arms is not None else recipe.arms))
+    unknown = [name for name in chosen if name not in recipe.arms]
+    if unknown or not chosen:
+        raise InputError(
+            f"--arms {','.join(unknown) or '(none)'}: not an arm of this recipe; choose from "
+            f"{', '.join(recipe.arms)}"
+        )
+    builder = _Builder(recipe, data)
+    plans: list[ArmPlan] = []
+    bases: dict[tuple[str, int], BasePlan] = {}
+    for seed in dict.fromkeys(seeds if seeds is not None else recipe.seeds):
+        for name in chosen:
+            plans.append(builder.arm(name, seed))
+            teacher_model = recipe.arms[name].teacher_model
+            if recipe.arms[name].teacher is not None and (teacher_model, seed) not in bases:
+                bases[teacher_model, seed] = builder.base_plan(teacher_model, seed)
+    return Graph(builder.nodes, tuple(plans), tuple(bases.values()))
+
+
+class _Builder:
+    """Collects nodes; asking twice for the same stage gives the same node."""
+
+    def __init__(self, recipe: Recipe, data: GraphData) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.nodes: dict[str, StageNode] = {}
+        self._bases: dict[tuple[str, int], str] = {}
+
+    def arm(self, name: str, seed: int) -> ArmPlan:
+        """Nodes of one arm at one seed."""
+        arm = self.recipe.arms[name]
+        student_reads = any(item.kind in READS_TEACHER for item in arm.student or ())
+        if arm.student is not None and arm.teacher and not student_reads:
+            raise InputError(
+                f"arms.{name}: trains a teacher that no stage of the student reads; add warmup, "
+                "opd or sample_sft to `student`, or remove `teacher`"
+            )
+        teacher = student = None
+        if arm.teacher is not None:
+            start = self.base(arm.teacher_model, seed)
+            teacher = self.chain(arm.teacher, start, "teacher", seed)
+        if arm.student is not None:
+            start = self.base(arm.student_model, seed)
+            student = self.chain(arm.student, start, "student", seed, teacher)
+        return ArmPlan(
+            arm=name,
+            seed=seed,
+            evaluates=arm.evaluates,
+            teacher=teacher,
+            student=student,
+            teacher_evaluations=self.evaluations(teacher, "teacher", seed),
+            student_evaluations=self.evaluations(student, "student", seed),
+        )
+
+    def base_plan(self, model_name: str, seed: int) -> BasePlan:
+        """A base model and its evaluations."""
+        model = self.base(model_name, seed)
+        return BasePlan(model_name, seed, model, self.evaluations(model, "base", seed))
+
+    def base(self, model_name: str, seed: int, asked_by: tuple[str, ...] = ()) -> str:
+        """Fingerprint of a model as every arm begins with it: source, then its preparation."""
+        if model_name in asked_by:
+            circle = " -> ".join((*asked_by, model_name))
+            raise InputError(
+                f"models.{model_name}.source: pruned from itself ({circle}); start the circle "
+                "from a model with weights of its own"
+            )
+        if (model_name, seed) not in self._bases:
+            source = self._source(model_name, seed, (*asked_by, model_name))
+            prepare = self.recipe.models[model_name].prepare
+            self._bases[model_name, seed] = self.chain(prepare, source, "base", seed)
+        return self._bases[model_name, seed]
+
+    def _source(self, model_name: str, seed: int, asked_by: tuple[str, ...]) -> str:
+        spec = self.recipe.models[model_name]
+        source = describe_source(spec.source)
+        parent = self.base(source.parent, seed, asked_by) if source.parent else None
+        config = ModelSpec(source=spec.source, layers=spec.layers).model_dump(mode="json")
+        # Only weights drawn at random depend on the seed; a downloaded model is one model.
+        own_seed = seed if source.kind is SourceKind.TINY else 0
+        return self._add(
+            kind="source", config=config, seed=own_seed, stream=f"source:{spec.source}",
+            role="base", model_name=model_name, model=parent,
+        )
+
+    def chain(
+        self,
+        items: Sequence[ChainItem],
+        start: str,
+        role: Role,
+        seed: int,
+        teacher: str | None = None,
+    ) -> str:
+        """Append stages to `start`; returns the fingerprint of the last one."""
+        current = start
+        for item in items:
+            current = self._stage(item, current, role, seed, teacher)
+        return current
+
+    def _stage(
+        self, item: ChainItem, model: str, role: Role, seed: int, teacher: str | None
+    ) -> str:
+        settings = self.recipe.stage(item)
+        pool = self.recipe.pool(item)
+        config = settings.model_dump(mode="json")
+        sampling = self._sampling(config)
+        rollouts = None
+        if item.kind in ("warmup", "sample_sft"):
+            rollouts = self._teacher_rollouts(config, pool, teacher, seed)
+            config["sampling"] = None  # it was the rollouts'; this stage samples nothing
+        elif "sampling" in config:
+            config["sampling"] = sampling
+        return self._add(
+            kind=item.kind,
+            config=config,
+            seed=seed,
+            stream=self._stream(item.kind, pool, model),
+            role=role,
+            model_name=self.nodes[model].model_name,
+            pool=pool,
+            model=model,
+            teacher=teacher if item.kind == "opd" else None,
+            rollouts=rollouts,
+            sampling=sampling,
+            options={"train": self.recipe.task.train} if item.kind == "pretrain" else {},
+        )
+
+    def _teacher_rollouts(
+        self, reader: Mapping[str, Any], pool: str | None, teacher: str | None, seed: int
+    ) -> str:
+        """The cached rollouts a warmup or sample_sft reads; equal ones are one node."""
+        assert teacher is not None, "the recipe's validators require a teacher chain"
+        sampling = self._sampling(reader)
+        config = TeacherRolloutsStage.model_validate(
+            {
+                "rollouts_per_prompt": reader["teacher_rollouts_per_prompt"],
+                "targets": reader.get("targets"),
+                "sampling": sampling,
+            }
+        ).model_dump(mode="json")
+        return self._add(
+            kind="teacher_rollouts",
+            config=config,
+            seed=seed,
+            stream=f"teacher_rollouts:{pool}",
+            role="teacher",
+            model_name=self.nodes[teacher].model_name,
+            pool=pool,
+            teacher=teacher,
+            sampling=sampling,
+        )
+
+    def evaluations(self, model: str | None, role: Role, seed: int) -> dict[str, str]:
+        """Evaluation set -> fingerprint of this model's evaluation on it."""
+        if model is None:
+            return {}
+        config = self.recipe.evaluation.model_dump(mode="json")
+        config["sampling"] = sampling = self._sampling(config)
+        return {
+            name: self._add(
+                kind="evaluate",
+                config=config,
+                seed=seed,
+                stream=f"evaluate:{name}",
+                role=role,
+                model_name=self.nodes[model].model_name,
+                eval_set=name,
+                model=model,
+                sampling=sampling,
+            )
+            for name in self.recipe.task.eval
+        }
+
+    def _sampling(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The stage's own sampling settings, or the recipe's; {} for a stage that has none."""
+        if "sampling" not in config:
+            return {}
+        own = config["sampling"]
+        return dict(own) if own else self.recipe.sampling.model_dump(mode="json")
+
+    def _stream(self, kind: str, pool: str | None, model: str) -> str:
+        """Kind and pool, numbered where a chain repeats them: no two stages draw alike."""
+        repeats = 1
+        ancestor: str | None = model
+        while ancestor is not None:
+            node = self.nodes[ancestor]
+            repeats += (node.kind, node.pool) == (kind, pool)
+            ancestor = node.model
+        name = f"{kind}:{pool}" if pool else kind
+        return name if repeats == 1 else f"{name}:{repeats}"
+
+    def _add(self, **fields: Any) -> str:
+        fingerprint = self._fingerprint(fields)
+        if fingerprint not in self.nodes:
+            self.nodes[fingerprint] = StageNode(fingerprint=fingerprint, **fields)
+        return fingerprint
+
+    def _fingerprint(self, fields: Mapping[str, Any]) -> str:
+        kind = fields["kind"]
+        task, compute = self.recipe.task, self.recipe.compute
+        data = None
+        if fields.get("pool"):
+            data = self.data.pools[fields["pool"]]
+        elif fields.get("eval_set"):
+            data = self.data.evals[fields["eval_set"]]
+        config = {key: v for key, v in fields["config"].items() if key not in _NOT_HASHED}
+        if kind == "evaluate":
+            config.pop("problems")  # the set's identity already says which ones
+        trains = kind != "source"
+        payload = {
+            "kind": kind,
+            "version": STAGE_VERSIONS[kind],
+            "config": config,
+            "parents": [fields.get("model"), fields.get("teacher"), fields.get("rollouts")],
+            "problems": data.problems if data else None,
+            "labels": data.labels if data and kind in NEEDS_VAULT else None,
+            "prompt": task.prompt if trains else None,
+            "verifier": [task.verifier, task.verifier_timeout_seconds] if kind in GRADES else None,
+            "seed": fields["seed"],
+            "stream": fields["stream"],
+            "sampling": fields.get("sampling", {}),
+            "options": fields.get("options", {}),
+            "compute": [compute.device, compute.precision] if trains else None,
+        }
+        return _digest(payload)[:16]
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of canonical JSON, in hexadecimal."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -102,15 +102,14 @@ def make_pools(
     pools = {"labels": labelled}
     for part, name in enumerate(split):
         pools[name] = labelled[part :: len(split)]
-    pools["prompts"] = rest[len(rest) - prompts :][::-1]
+    pools[_UNGRADED] = rest[len(rest) - prompts :][::-1]
     pools["worked"] = solved[:worked]
     pools["validation"] = rest[:validation]
-    return Pools(
-        {
-            name: LabelledProblems.of((pair[0] for pair in pairs), (pair[1] for pair in pairs))
-            for name, pairs in pools.items()
-        }
-    )
+    made = {
+        name: LabelledProblems.of((pair[0] for pair in pairs), (pair[1] for pair in pairs))
+        for name, pairs in pools.items()
+    }
+    return Pools({**made, _UNGRADED: made[_UNGRADED].without_labels()})
 
 
 def _check_request(sizes: dict[str, int], split: Sequence[str]) -> None:

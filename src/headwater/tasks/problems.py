@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, field
-from urllib.parse import parse_qsl
 
 from headwater.errors import InputError
 from headwater.tasks.rows import read_rows, source_name
@@ -18,8 +17,8 @@ from headwater.types import Label, Problem
 class LabelledProblems:
     """Problems and, apart from them, their labels in the same order; ids are unique.
 
-    data_hash covers every field of both. Labels do not show in the repr: they belong in the
-    label vault.
+    A set that is never graded has no labels at all. data_hash covers every field of both. Labels
+    do not show in the repr: they belong in the label vault.
     """
 
     problems: tuple[Problem, ...]
@@ -28,13 +27,13 @@ class LabelledProblems:
 
     @classmethod
     def of(cls, problems: Iterable[Problem], labels: Iterable[Label]) -> LabelledProblems:
-        """Bundle problems with labels of the same ids in the same order, and hash them.
+        """Bundle problems with labels of the same ids in the same order (or none), and hash them.
 
         Raises InputError for ids that differ or repeat.
         """
         problems, labels = tuple(problems), tuple(labels)
         ids = [problem.id for problem in problems]
-        if ids != [label.problem_id for label in labels]:
+        if labels and ids != [label.problem_id for label in labels]:
             raise InputError(
                 f"{len(problems)} problems and {len(labels)} labels do not name the same ids in "
                 "the same order; give each problem its own label"
@@ -49,12 +48,13 @@ class LabelledProblems:
 
     def only(self, keep: Callable[[Problem], bool]) -> LabelledProblems:
         """The problems for which `keep` is true, in order, with their labels."""
-        pairs = [
-            (problem, label)
-            for problem, label in zip(self.problems, self.labels, strict=True)
-            if keep(problem)
-        ]
-        return LabelledProblems.of((pair[0] for pair in pairs), (pair[1] for pair in pairs))
+        kept = [problem for problem in self.problems if keep(problem)]
+        ids = {problem.id for problem in kept}
+        return LabelledProblems.of(kept, (x for x in self.labels if x.problem_id in ids))
+
+    def without_labels(self) -> LabelledProblems:
+        """The same problems as a set that is never graded."""
+        return LabelledProblems.of(self.problems, ())
 
 
 def load_problems(source: str, columns: Mapping[str, str] | None = None) -> LabelledProblems:
@@ -92,26 +92,39 @@ def load_problems(source: str, columns: Mapping[str, str] | None = None) -> Labe
 
 
 def _load_task(source: str, columns: Mapping[str, str] | None) -> LabelledProblems:
-    name, _, query = source.removeprefix("task:").partition("?")
     if columns:
         raise InputError(f"columns are given, but {source} has none; remove task.columns")
-    if name != "arithmetic":
-        raise InputError(f"{source} names no embedded task; use task:arithmetic")
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise InputError(f"{source}: {error}; write task:NAME?option=value&option=value") from error
-    if len(dict(pairs)) < len(pairs):
-        raise InputError(f"{source} gives an option twice; give each option once")
+    options = task_options(source)
     # The task builds on this module.
     from headwater.tasks import arithmetic
 
-    return arithmetic.load(dict(pairs))
+    return arithmetic.load(options)
+
+
+def task_options(source: str) -> dict[str, str]:
+    """The options of an embedded task's source, `task:arithmetic?option=value&...`.
+
+    Raises InputError for an unknown task and for options that repeat or have no value.
+    """
+    name, _, query = source.removeprefix("task:").partition("?")
+    if name != "arithmetic" or not source.startswith("task:"):
+        raise InputError(f"{source} names no embedded task; use task:arithmetic")
+    options: dict[str, str] = {}
+    for item in query.split("&") if query else []:
+        option, equals, value = item.partition("=")
+        if not (option and equals) or option in options:
+            raise InputError(
+                f"{source}: {item!r} repeats an option or is not option=value; write "
+                f"task:{name}?option=value&option=value"
+            )
+        options[option] = value
+    return options
 
 
 def _hash(problems: Iterable[Problem], labels: Iterable[Label]) -> str:
     digest = hashlib.sha256()
-    for problem, label in zip(problems, labels, strict=True):
-        digest.update(json.dumps([astuple(problem), astuple(label)]).encode())
+    fields = [*map(astuple, problems), *map(astuple, labels)]
+    for record in fields:
+        digest.update(json.dumps(record).encode())
         digest.update(b"\n")
     return digest.hexdigest()

@@ -23,7 +23,7 @@ LAYERS = (
     {"stages", "evals"},
     {"workflow"},
     {"report"},
-    {"api", "cli", "console", "doctor", "recipes", "__main__"},
+    {"api", "cli", "comparison", "console", "doctor", "recipes", "__main__"},
 )
 STAGES = {
     "source",

@@ -7,17 +7,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.errors import InputError
 
 if TYPE_CHECKING:
+    from headwater.comparison import Comparison, EvaluationSettings
     from headwater.config.recipe import Recipe
     from headwater.doctor import Check
+    from headwater.errors import BudgetExhausted
     from headwater.recipes import ShippedRecipe
+    from headwater.report.results import Results
+    from headwater.report.samples import ReadRollout
     from headwater.verify.cases import CaseResult
+    from headwater.workflow.estimate import Plan
+    from headwater.workflow.record import RunOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run found and where it is written; `stopped` is the budget that ended it early."""
+
+    run_dir: Path
+    results: Results
+    results_path: Path
+    page_path: Path
+    stopped: BudgetExhausted | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "run": str(self.run_dir),
+            "results_path": str(self.results_path),
+            "page_path": str(self.page_path),
+            "stopped": None if self.stopped is None else str(self.stopped),
+            "results": self.results.model_dump(mode="json", by_alias=True),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Rollouts of a run under headings."""
+
+    groups: tuple[tuple[str, tuple[ReadRollout, ...]], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "groups": [
+                {"heading": heading, "rollouts": [asdict(rollout) for rollout in rollouts]}
+                for heading, rollouts in self.groups
+            ]
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +128,104 @@ def load(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe(find_recipe(recipe), overrides)
 
 
+def run(
+    recipe: str | Path | Recipe,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+    quiet: bool = False,
+) -> RunReport:
+    """Run a recipe, or continue it, and write its results and page.
+
+    out: the run's folder, default runs/NAME. A budget that ended the run early is in the
+    report's `stopped`, and what was finished is reported. Raises InputError before anything
+    is trained, StageError for a stage that failed, Interrupted after Ctrl-C.
+    """
+    from headwater.workflow.run import run_recipe
+
+    loaded = load(recipe, overrides)
+    outcome = run_recipe(loaded, _run_dir(loaded, out), seeds=seeds, arms=arms, quiet=quiet)
+    return _write_report(outcome)
+
+
+def plan(
+    recipe: str | Path | Recipe,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+) -> Plan:
+    """What `run` with the same arguments would do and cost; reads the data, trains nothing.
+
+    Raises InputError for whatever `run` would refuse.
+    """
+    from headwater.workflow.estimate import Machine, estimate
+    from headwater.workflow.run import workforce
+    from headwater.workflow.study import prepare_study
+
+    loaded = load(recipe, overrides)
+    study = prepare_study(loaded, seeds=seeds, arms=arms)
+    artifacts = _run_dir(loaded, out) / "artifacts"
+    cached = {name for name in study.graph.nodes if (artifacts / name).is_dir()}
+    device = "cuda" if loaded.compute.device == "cuda" else "cpu"
+    return estimate(study, Machine(device, *workforce(loaded)), cached)
+
+
+def evaluate(
+    models: Sequence[str], settings: EvaluationSettings, out: Path | None = None
+) -> Comparison:
+    """avg@k, pass@k and maj@k of models, and the paired difference of every two.
+
+    models: folders, or sources such as hf:ID. out: keeps every attempt there. Raises InputError
+    before anything is sampled.
+    """
+    from headwater.comparison import compare_models
+
+    return compare_models(models, settings, out)
+
+
+def evaluation_settings(**values: Any) -> EvaluationSettings:
+    """Settings of `evaluate` from plain values. Raises InputError listing what is wrong."""
+    from pydantic import ValidationError
+
+    from headwater.comparison import EvaluationSettings
+
+    try:
+        return EvaluationSettings.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()
+        ]
+        raise InputError("\n".join(lines)) from None
+
+
+def report(run_dir: str | Path) -> RunReport:
+    """Rebuild results.json and report.html from what a run folder holds.
+
+    Raises InputError for a folder that is no run.
+    """
+    from headwater.workflow.record import load_outcome
+
+    return _write_report(load_outcome(Path(run_dir)))
+
+
+def samples(
+    run_dir: str | Path, *, arm: str | None = None, stage: str | None = None, count: int = 4
+) -> Samples:
+    """Rollouts of a run, half of them correct where verdicts are known.
+
+    arm: only this arm's; stage: a kind, or the beginning of a fingerprint. Raises InputError
+    when nothing matches.
+    """
+    from headwater.report.samples import collect_samples
+
+    found = collect_samples(Path(run_dir), arm=arm, stage=stage, number=count)
+    return Samples(tuple((heading, tuple(rollouts)) for heading, rollouts in found))
+
+
 def verify(
     cases: str | Path,
     verifier: str = "math",
@@ -125,3 +266,18 @@ def schema() -> dict[str, Any]:
     from headwater.config.loading import recipe_schema
 
     return recipe_schema()
+
+
+def _run_dir(recipe: Recipe, out: str | Path | None) -> Path:
+    return Path("runs") / recipe.name if out is None else Path(out)
+
+
+def _write_report(outcome: RunOutcome) -> RunReport:
+    from headwater.report.outcome import results_of
+    from headwater.report.page import build_page
+    from headwater.report.results import write_results
+
+    results = results_of(outcome)
+    results_path = write_results(results, outcome.run_dir)
+    page_path = build_page(outcome.run_dir)
+    return RunReport(outcome.run_dir, results, results_path, page_path, outcome.stopped)

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from headwater import __version__, api, console
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, InputError
 
 app = typer.Typer(
     name="headwater",
@@ -82,6 +82,72 @@ def _without_a_verb(
 
 
 @app.command()
+def run(
+    recipe: RecipeArgument,
+    set_: SetOption = [],  # noqa: B006 - typer's way to write a repeatable option
+    out: OutOption = None,
+    seeds: SeedsOption = None,
+    arms: ArmsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe's arms, evaluate, report. The same command again continues."""
+    result = api.run(
+        recipe,
+        out,
+        overrides=set_,
+        seeds=_numbers(seeds),
+        arms=_names(arms),
+        quiet=as_json,
+    )
+    _print(result, console.show_report, as_json)
+    if result.stopped is not None:
+        raise result.stopped
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = [],  # noqa: B006
+    out: OutOption = None,
+    seeds: SeedsOption = None,
+    arms: ArmsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would do and cost, without training anything."""
+    result = api.plan(recipe, out, overrides=set_, seeds=_numbers(seeds), arms=_names(arms))
+    _print(result, console.show_plan, as_json)
+
+
+@app.command("eval")
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Model folders, or sources as hf:ID.")
+    ],
+    problems: Annotated[str, typer.Option(help="A file, hf:ID:SPLIT or task:arithmetic.")],
+    attempts: Annotated[int, typer.Option(help="Attempts at each problem (k).")] = 16,
+    verifier: VerifierOption = "math",
+    prompt: Annotated[str, typer.Option(help="boxed, hash, answer_is or bare.")] = "boxed",
+    limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Keep the attempts in this folder.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure avg@k, pass@k and maj@k; compare several models problem by problem."""
+    settings = api.evaluation_settings(
+        problems=problems,
+        attempts=attempts,
+        verifier=verifier,
+        prompt=prompt,
+        limit=limit,
+        sampling={"temperature": temperature, "max_new_tokens": max_new_tokens},
+        seed=seed,
+    )
+    _print(api.evaluate(models, settings, out), console.show_comparison, as_json)
+
+
+@app.command()
 def verify(
     cases: Annotated[Path, typer.Argument(help="JSON Lines of {prediction, gold[, id]}.")],
     json_out: Annotated[
@@ -103,6 +169,28 @@ def verify(
     else:
         result.write(json_out)
         typer.echo(f"{console.verified_in_words(result)}; rows in {json_out}")
+
+
+@app.command()
+def report(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Rebuild report.html, results.json and the tables of a run."""
+    _print(api.report(run), console.show_report, as_json)
+
+
+@app.command()
+def samples(
+    run: RunArgument,
+    arm: Annotated[str | None, typer.Option(help="Only this arm.")] = None,
+    stage: Annotated[str | None, typer.Option(help="A kind, or a stage's fingerprint.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many under a heading.")] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Read what the models of a run wrote."""
+    if as_json:
+        found = api.samples(run, arm=arm, stage=stage, count=count)
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        console.show_samples(_stdout(), run, arm=arm, stage=stage, count=count)
 
 
 @app.command()
@@ -147,6 +235,21 @@ def _stdout() -> Console:
     if sys.stdout.isatty():
         return Console(highlight=False)
     return Console(highlight=False, width=200, color_system=None)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """`0,1,2` as numbers; None for none given."""
+    names = _names(text)
+    if names is None:
+        return None
+    if not all(name.removeprefix("-").isdecimal() for name in names):
+        raise InputError(f"--seeds {text}: expected whole numbers with commas, such as 0,1,2")
+    return [int(name) for name in names]
+
+
+def _names(text: str | None) -> list[str] | None:
+    """`x,y` as a list; None for none given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _failed(message: str, code: int) -> int:

@@ -3,16 +3,115 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headwater.api import Diagnosis, RecipeListing, VerifiedCases
+from headwater.api import Diagnosis, RecipeListing, RunReport, VerifiedCases
 from headwater.types import Verdict
 
+if TYPE_CHECKING:
+    from headwater.comparison import Comparison
+    from headwater.evals.statistics import Estimate
+    from headwater.ledger.spending import Spending
+    from headwater.workflow.estimate import Plan
+
 _HEALTH_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
+
+
+_PLANNED = ("labels", "verifier_calls", "generated_tokens", "trained_tokens", "updates", "flops")
+_PLANNED_COST = ("seconds", "peak_memory_bytes")
+
+
+def show_report(console: Console, result: RunReport) -> None:
+    """The tables, the closing words and where the page is."""
+    from headwater.report.terminal import print_summary
+
+    print_summary(result.results, console)
+    console.print(Text(f"report: {result.page_path}"))
+
+
+def show_samples(
+    console: Console, run_dir: Path, *, arm: str | None, stage: str | None, count: int
+) -> None:
+    """Rollouts of a run under their headings."""
+    from headwater.report.samples import print_samples
+
+    print_samples(run_dir, console, arm=arm, stage=stage, number=count)
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Distinct stages, what each arm uses, the totals and the warnings."""
+    from headwater.report.quantities import COUNTER_NAMES, duration, spent
+
+    headings = [COUNTER_NAMES[name] for name in (*_PLANNED, *_PLANNED_COST)]
+
+    def cells(spending: Spending) -> list[str]:
+        amounts = spending.as_dict()
+        return [spent(name, amounts[name]) for name in (*_PLANNED, *_PLANNED_COST)]
+
+    stages = _table("stage", "model", "on", "seed", "used by", "state", *headings)
+    stages.title = f"{plan.name}: {len(plan.stages)} distinct stages"
+    for stage in plan.stages:
+        users = ", ".join(stage.arms) or "base models"
+        state = "cached" if stage.cached else "shared" if stage.shared else ""
+        stages.add_row(
+            stage.kind,
+            stage.model,
+            stage.pool or "",
+            str(stage.seed),
+            users,
+            state,
+            *cells(stage.spending),
+        )
+    console.print(stages)
+    arms = _table("arm", "seed", "stages", *headings)
+    arms.title = "what each arm uses, shared stages included"
+    for arm in plan.arms:
+        arms.add_row(arm.arm, str(arm.seed), str(len(arm.stages)), *cells(arm.spending))
+    console.print(arms)
+    totals = _table("together", *headings)
+    totals.add_row("training, each stage once", *cells(plan.training))
+    totals.add_row("evaluation", *cells(plan.evaluation))
+    totals.add_row("still to do", *cells(plan.to_do))
+    console.print(totals)
+    for warning in plan.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+    console.print(
+        f"about {duration(plan.to_do.seconds)} to go. Tokens are upper bounds; FLOPs, time and "
+        "memory are orders of magnitude. Nothing was trained."
+    )
+
+
+def show_comparison(console: Console, result: Comparison) -> None:
+    """Scores of each model, then every pair."""
+    from headwater.report.quantities import p_value, percent, points
+
+    k = result.settings.attempts
+
+    def score(estimate: Estimate) -> str:
+        interval = f"{estimate.low * 100:.1f} to {estimate.high * 100:.1f}"
+        return f"{percent(estimate.mean)} ({interval})"
+
+    scores = _table("model", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens", "truncated")
+    scores.title = f"{result.problems} problems x {k} attempts; 95% intervals over problems"
+    for one in result.scores:
+        rates = (score(one.avg_at_k), score(one.pass_at_k), score(one.maj_at_k))
+        tokens, truncated = f"{one.mean_response_tokens:.0f}", percent(one.truncated_share)
+        scores.add_row(Text(one.model), *rates, tokens, truncated)
+    console.print(scores)
+    if result.differences:
+        pairs = _table("difference in avg@k, points", "", "95% interval", "p (Holm)")
+        for pair in result.differences:
+            found = pair.difference
+            interval = f"{points(found.low)} to {points(found.high)}"
+            names = Text(f"{pair.first} - {pair.second}")
+            pairs.add_row(names, points(found.mean), interval, p_value(pair.p_value_corrected))
+        console.print(pairs)
 
 
 def show_verified(console: Console, result: VerifiedCases) -> None:

@@ -129,7 +129,7 @@ def estimate(study: Study, machine: Machine, cached: Collection[str] = ()) -> Pl
     }
 
     def total(fingerprints: Iterable[str]) -> Spending:
-        return _total([stages[f] for f in fingerprints], len(study.pools["labels"].problems))
+        return _total([stages[f] for f in fingerprints], len(study.pools["labels"]))
 
     waiting = [f for f in graph.nodes if f not in cached]
     plan = Plan(

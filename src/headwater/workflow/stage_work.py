@@ -57,8 +57,7 @@ def work_of(study: Study, node: StageNode) -> StageWork:
     """What `node` does in its study."""
     if node.kind == "source":
         return StageWork()
-    data = study.data_of(node.pool, node.eval_set)
-    size = 0 if data is None else len(data.problems)
+    size = len(study.problems_of(node))
     longest = sampling_of(node, study.recipe).max_new_tokens
     return _KINDS[node.kind](node.settings(), size, longest)
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from headwater.errors import InputError
@@ -32,7 +33,7 @@ _VARIANTS = {
 }
 # LaTeX takes one digit: \log_82 is log to base 8 of 2, \frac12 a half.
 _ONE_DIGIT = re.compile(r"([_^]|\\[dt]?frac)\s*(\d)(?=\d)")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,(?:\\!)?|\{,\}|\\,)(?=\d{3}(?!\d))")
 # A number with its decimals, a word, or one operator or bracket. Punctuation is left out.
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[^\w\s.,;:!?'\"`\\]|_")
 _WORD = re.compile(r"\w+")
@@ -86,6 +87,7 @@ class ContaminationReport:
         }
 
 
+@lru_cache(maxsize=1 << 16)  # comparing, near matches and pools each ask for the same texts
 def normalise(text: str) -> str:
     r"""Text without case, spacing, punctuation and LaTeX styling, as tokens with one space.
 
@@ -96,8 +98,8 @@ def normalise(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text)
     text = _ONE_DIGIT.sub(r"\1\2 ", text)
-    text = _STYLING.sub(" ", text)
     text = _THOUSANDS.sub("", text)
+    text = _STYLING.sub(" ", text)
     return " ".join(_VARIANTS.get(token, token) for token in _TOKEN.findall(text.lower()))
 
 

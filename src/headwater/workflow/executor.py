@@ -53,7 +53,7 @@ class Executor:
         self._setup = setup
         self._processes = processes
         self._task_of = task_of
-        self._view = view
+        self.view = view
         self._workers: list[_Process] = []
         self._urgency = urgency(graph)
         self._finished: set[str] = set()
@@ -120,7 +120,7 @@ class Executor:
                 return
             worker = self._idle_worker()
             worker.stage = fingerprint
-            self._view.started(fingerprint)
+            self.view.started(fingerprint)
             worker.connection.send(self._task_of(fingerprint))
 
     def _may_start(self, fingerprint: str) -> bool:
@@ -151,17 +151,17 @@ class Executor:
             stage = worker.stage
             assert stage is not None, "idle workers say nothing"
             if isinstance(message, Progress):
-                self._view.progressed(stage, message.values)
+                self.view.progressed(stage, message.values)
                 continue
             worker.stage = None
             if isinstance(message, Done):
                 self._finished.add(stage)
-                self._view.finished(stage, message.seconds)
+                self.view.finished(stage, message.seconds)
             else:
                 self._take_error(stage, message.error())
 
     def _take_error(self, stage: str, error: HeadwaterError) -> None:
-        self._view.stopped(stage, str(error))
+        self.view.stopped(stage, str(error))
         if isinstance(error, BudgetExhausted):
             self._budget = self._budget or error
             self._stop_workers(lambda f: not self._graph.nodes[f].is_evaluation)
@@ -173,7 +173,7 @@ class Executor:
         self._workers.remove(worker)
         if worker.stage is not None:
             message = worker.obituary(self._graph.describe(worker.stage))
-            self._view.stopped(worker.stage, message)
+            self.view.stopped(worker.stage, message)
             self._fail(StageError(message))
         worker.end(0.0)
 
@@ -199,7 +199,7 @@ class Executor:
                 worker.end(0.0)
             raise Interrupted(f"stopped at once: {state}; {cure} from the last checkpoints")
         if self._failure is None:
-            self._view.say("stopping once each running stage is saved; Ctrl-C again stops at once")
+            self.view.say("stopping once each running stage is saved; Ctrl-C again stops at once")
             self._fail(Interrupted(f"stopped: {state}; {cure}"))
 
     @contextmanager

@@ -194,8 +194,18 @@ class _Builder:
             teacher=teacher if item.kind == "opd" else None,
             rollouts=rollouts,
             sampling=sampling,
-            options={"train": self.recipe.task.train} if item.kind == "pretrain" else {},
+            options=self._pretrain_options() if item.kind == "pretrain" else {},
         )
+
+    def _pretrain_options(self) -> dict[str, Any]:
+        """What pretraining imitates, and whose problems it must never meet."""
+        task = self.recipe.task
+        if not task.train.startswith("task:"):
+            raise InputError(
+                f"task.train={task.train}: pretrain makes traces of an embedded task; set "
+                "task.train to task:arithmetic, or start from a model that is already trained"
+            )
+        return {"train": task.train, "evals": list(task.eval.values())}
 
     def _teacher_rollouts(
         self, reader: Mapping[str, Any], pool: str | None, teacher: str | None, seed: int

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.config.loading import write_resolved
 from headwater.config.recipe import Recipe
 from headwater.errors import BudgetExhausted
 from headwater.models.source_names import SourceKind, describe_source
-from headwater.stages.job import StageContext, StageJob
+from headwater.stages.job import StageJob
 from headwater.types import Problem
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
@@ -19,12 +20,21 @@ from headwater.workflow.progress import ProgressView, make_view
 from headwater.workflow.record import RunOutcome, load_outcome, record_of, write_record
 from headwater.workflow.store import ArtifactStore, run_lock
 from headwater.workflow.study import Study, prepare_study
-from headwater.workflow.worker import function_name
 
 RECIPE_FILE = "recipe.yaml"
-_REGISTRY = "headwater.stages.registry:run_stage"
-_CHECK_TOKENIZERS = "headwater.models.compatibility:check_same_tokenizer"
 _MOST_PROCESSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFunctions:
+    """What workers call, as "module:function".
+
+    run_stage(job, context) runs a stage; check_tokenizers(student folder, teacher folder) raises
+    InputError for two models that cannot be bridged.
+    """
+
+    run_stage: str = "headwater.workflow.registry:run_stage"
+    check_tokenizers: str = "headwater.models.compatibility:check_same_tokenizer"
 
 
 def run_recipe(
@@ -50,12 +60,11 @@ def run_study(
     out_dir: Path,
     *,
     view: ProgressView,
-    run_stage: Callable[[StageJob, StageContext], None] | None = None,
+    functions: WorkerFunctions = WorkerFunctions(),
 ) -> RunOutcome:
     """Run a prepared study.
 
-    run_stage: what runs a stage in a worker, a function of an importable module; the stage
-    registry's by default. Raises as `run_recipe` does.
+    functions: what workers call. Raises as `run_recipe` does.
     """
     with run_lock(out_dir):
         store = ArtifactStore(out_dir)
@@ -64,7 +73,7 @@ def run_study(
         write_record(record_of(study, threads), out_dir)
         setup = WorkerSetup(
             run_dir=out_dir.resolve(),
-            run_stage=_REGISTRY if run_stage is None else function_name(run_stage),
+            run_stage=functions.run_stage,
             verifier=study.recipe.task.verifier,
             verifier_workers=study.recipe.task.verifier_workers,
             verifier_timeout_seconds=study.recipe.task.verifier_timeout_seconds,
@@ -74,7 +83,7 @@ def run_study(
         with view, Executor(
             study.graph, setup, processes, lambda f: make_task(study, store, f), view
         ) as executor:
-            stopped = _execute(study, store, executor, view)
+            stopped = _execute(study, store, executor, functions)
         return load_outcome(out_dir, stopped)
 
 
@@ -137,16 +146,17 @@ def _facts(node: StageNode) -> dict[str, object]:
 
 
 def _execute(
-    study: Study, store: ArtifactStore, executor: Executor, view: ProgressView
+    study: Study, store: ArtifactStore, executor: Executor, functions: WorkerFunctions
 ) -> BudgetExhausted | None:
     """Sources first, so that tokenizers are compared before anything is trained; then the rest."""
     graph = study.graph
-    published = _sound(graph, store, view)
+    published = _sound(graph, store, executor.view)
+    executor.view.found(len(published))
     sources = [f for f, node in graph.nodes.items() if node.kind == "source" and not node.parents]
     executor.run(sources, published)
     for pair in _tokenizer_pairs(graph):
         student, teacher = (store.path(source).resolve() / "model" for source in pair)
-        executor.call(_CHECK_TOKENIZERS, student, teacher)
+        executor.call(functions.check_tokenizers, student, teacher)
     return executor.run(graph.nodes, published)
 
 

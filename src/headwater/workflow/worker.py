@@ -156,11 +156,6 @@ def load_function(target: str) -> Callable[..., Any]:
     return found
 
 
-def function_name(function: Callable[..., Any]) -> str:
-    """ "module:name" of a function at the top level of a module that can be imported."""
-    return f"{function.__module__}:{function.__qualname__}"
-
-
 def _return_memory() -> None:
     """Give freed memory back to the system, so that idle workers do not hold models' pages."""
     gc.collect()

@@ -1,0 +1,138 @@
+"""Small real stages for the workflow's tests: no model, but vault, ledger, checkpoints and files.
+
+A stage counts to its number of steps. Its "model" is a number that follows from its parents,
+its settings and its seed, so that any difference in what a run computed shows in a byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from headwater.errors import InputError
+from headwater.seeding import derive_key
+from headwater.stages.job import StageContext, StageJob
+
+#: Files in the run folder's parent that tell a stage to misbehave once.
+KILL, STALL, FAIL, CRASH = "kill", "stall", "fail", "crash"
+
+
+def run_stage(job: StageJob, context: StageContext) -> None:
+    """One stage: `steps` steps of a running hash, checkpointed at each."""
+    world = job.output_dir.parents[2]
+    with (world / "ran.txt").open("a") as log:
+        log.write(f"{job.kind} {job.fingerprint} {os.getpid()}\n")
+    if job.kind == "evaluate":
+        _evaluate(job, context)
+        return
+    if job.kind == "source":
+        _publish(job, f"{job.config} {job.seed}")
+        return
+    state = _resume(job, context)
+    for step in range(state["done"], getattr(job.config, "steps", None) or 2):
+        if job.kind == "grpo":
+            assert context.vault is not None
+            context.vault.grade(context.account, [(job.problems[step].id, "\\boxed{1}")])
+        else:
+            assert context.vault is None or job.kind == "sft"
+        context.account.charge(updates=1, seconds=0.5)
+        drawn = derive_key(job.seed, job.stream, step)
+        state = {
+            "done": step + 1,
+            "value": hashlib.sha256(f"{state['value']} {drawn}".encode()).hexdigest(),
+            "position": context.account.position(),
+        }
+        _misbehave(world, job, step, context)
+        _write(job.checkpoint_dir / "state.json", state)
+        context.report_progress({"step": step + 1, "total": 4, "loss": 1 / (step + 1)})
+        context.raise_if_stopped()
+    _publish(job, state["value"])
+
+
+def same_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
+    """Two models that can be bridged."""
+    assert student_dir != teacher_dir
+    return 64
+
+
+def other_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
+    """Two models that cannot."""
+    raise InputError(f"{student_dir.name} and {teacher_dir.name} differ; use one tokenizer")
+
+
+def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> None:
+    """Do once what a file named like the misbehaviour, holding a stage kind, asks for."""
+    for name in (KILL, STALL, FAIL, CRASH):
+        order = world / name
+        if step != 2 or not order.is_file() or order.read_text() != job.kind:
+            continue
+        order.rename(world / f"{name}.done")
+        if name == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == FAIL:
+            raise InputError("value=3 found; expected 4; set it to 4")
+        if name == CRASH:
+            raise KeyError("missing")
+        deadline = time.monotonic() + 30
+        while not context.stop_requested() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _resume(job: StageJob, context: StageContext) -> dict:
+    path = job.checkpoint_dir / "state.json"
+    if path.exists():
+        state = json.loads(path.read_text())
+        context.account.rewind(state["position"])
+        return state
+    leftovers = [p.name for p in job.output_dir.iterdir()]
+    assert leftovers == [], leftovers
+    parents = [
+        json.loads((folder / "value.json").read_text())["value"]
+        for folder in (job.model_dir, job.teacher_dir)
+        if folder is not None
+    ]
+    if job.rollouts_dir is not None:
+        parents.append((job.rollouts_dir / "model" / "value.json").read_text())
+    start = [job.kind, job.config.model_dump(mode="json"), parents, [p.id for p in job.problems]]
+    return {"done": 0, "value": json.dumps(start), "position": 0}
+
+
+def _evaluate(job: StageJob, context: StageContext) -> None:
+    assert context.vault is not None and job.model_dir is not None
+    value = (job.model_dir / "value.json").read_text()
+    rows = []
+    for problem in job.problems:
+        for attempt in range(job.config.attempts):
+            answer = derive_key(value, job.seed, problem.id, attempt) % 2
+            (verdict,) = context.vault.grade(
+                context.account, [(problem.id, f"\\boxed{{{answer}}}")]
+            )
+            rows.append(
+                {
+                    "problem_id": problem.id,
+                    "attempt": attempt,
+                    "verdict": verdict.value,
+                    "response_tokens": 3 + answer,
+                    "truncated": False,
+                }
+            )
+    rows.reverse()  # readers must not rely on the order
+    parquet.write_table(pa.Table.from_pylist(rows), job.output_dir / "attempts.parquet")
+
+
+def _publish(job: StageJob, value: str) -> None:
+    (job.output_dir / "model").mkdir(exist_ok=True)
+    _write(job.output_dir / "model" / "value.json", {"value": value})
+
+
+def _write(path: Path, value: dict) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(value))
+    beside.replace(path)

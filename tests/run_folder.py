@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def make_run(
     for key in STAGES:
         for seed in seeds:
             write_stage(run_dir, key, seed)
-    results = build_results(run_record(seeds, tuple(eval_sets)))
+    results = built_results(seeds, tuple(eval_sets))
     for arm in ARMS:
         write_evaluation(run_dir, arm)
     write_results(results, run_dir)
@@ -89,6 +90,11 @@ def make_run(
         encoding="utf-8",
     )
     return results
+
+
+@lru_cache
+def built_results(seeds: tuple[int, ...], eval_sets: tuple[str, ...]) -> Results:
+    return build_results(run_record(seeds, eval_sets))
 
 
 def run_record(seeds: tuple[int, ...], eval_sets: tuple[str, ...]) -> RunRecord:

@@ -96,6 +96,7 @@ _QUANTITIES: Mapping[str, tuple[tuple[Quantity, ...], tuple[Quantity, ...]]] = {
     ),
 }
 _OTHER_KINDS = ((_LOSS, _KL), (_ENTROPY, _GRADIENT, _SPEED))
+_PREPARING = ("pretrain", "sft")
 _REPEATS = {"reward": "pass_rate"}  # drawn only when it says something else than its twin
 
 
@@ -127,13 +128,14 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 
 def learning_curves(results: Results, run_dir: Path) -> list[KindCurves]:
-    """Panels for each kind of stage that left metrics, in the order of the stages."""
+    """Panels for each kind of stage that left metrics; what prepares the models comes last."""
     kinds = dict.fromkeys(stage.kind for stage in results.stages)
+    ordered = sorted(kinds, key=lambda kind: kind in _PREPARING)
     found = [
         _kind_curves(
             kind, [stage for stage in results.stages if stage.kind == kind], results, run_dir
         )
-        for kind in kinds
+        for kind in ordered
     ]
     return [curves for curves in found if curves.leading or curves.further]
 

@@ -6,7 +6,7 @@ a data set or a model is escaped by the template engine, with control characters
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,7 +27,7 @@ from headwater.report.samples import (
 )
 from headwater.report.scale import Scale, scale_of
 from headwater.report.visible import excerpt, visible
-from headwater.report.words import closing_words
+from headwater.report.words import best_arm, closing_words
 from headwater.types import Verdict
 
 PAGE_FILE = "report.html"
@@ -58,6 +58,7 @@ class ResultTable:
 class ArmSamples:
     """Rollouts to read of one arm's model."""
 
+    arm: str
     title: str
     evaluates: str
     rollouts: tuple[ReadRollout, ...]
@@ -107,6 +108,7 @@ def render_page(
         .render(
             results=results,
             titles=results.titles(),
+            best=best_arm(results),
             words=closing_words(results),
             tables=[_table(results, name) for name in results.eval_sets()],
             counters=TABLE_COUNTERS,
@@ -118,6 +120,21 @@ def render_page(
             recipe=recipe,
         )
     )
+
+
+def chain_by_model(chain: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """A chain as (model, its stages) for each stretch of stages of the same model.
+
+    >>> chain_by_model(["teacher: grpo(labels)", "student: warmup(labels)", "student: opd(labels)"])
+    [('teacher', ['grpo(labels)']), ('student', ['warmup(labels)', 'opd(labels)'])]
+    """
+    stretches: list[tuple[str, list[str]]] = []
+    for part in chain:
+        model, _, stage = part.rpartition(": ")
+        if not stretches or stretches[-1][0] != model:
+            stretches.append((model, []))
+        stretches[-1][1].append(quantities.stage_name(model, stage))
+    return stretches
 
 
 def _environment() -> Environment:
@@ -132,10 +149,11 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": quantities.percent,
         "points": quantities.points,
-        "p_value": quantities.p_value,
+        "bare_p_value": quantities.bare_p_value,
         "count": quantities.count,
         "duration": quantities.duration,
         "excerpt": excerpt,
+        "by_model": chain_by_model,
     }
     environment.globals |= {
         "style_sheet": Markup(_template("page.css")),
@@ -143,6 +161,7 @@ def _environment() -> Environment:
         "spent": lambda counter, amounts: quantities.spent(counter, amounts.get(counter, 0)),
         "panel_svg": _panel_svg,
         "colour": colour,
+        "stage_name": quantities.stage_name,
         "dash": dash,
         "verdict_mark": lambda rollout: verdict_mark(rollout)[0],
         "prompt_limit": _PROMPT_LIMIT,
@@ -184,7 +203,9 @@ def _samples(results: Results, run_dir: Path) -> list[ArmSamples]:
         missed = draw_lots(rollouts, _WRONG, _SAMPLES_EACH)
         shown = (right + missed) or draw_lots(rollouts, (None,), _SAMPLES_EACH)
         if shown:
-            found[row.arm, row.evaluates] = ArmSamples(row.title, row.evaluates, tuple(shown))
+            found[row.arm, row.evaluates] = ArmSamples(
+                row.arm, row.title, row.evaluates, tuple(shown)
+            )
     return list(found.values())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy.signal import savgol_filter
 
 from headwater.report.curves import Line, Panel
 from headwater.report.quantities import count
@@ -26,6 +28,7 @@ DASHES: tuple[str, ...] = ("", "5 2.5", "1.5 2", "7 2 1.5 2")  # SVG stroke-dash
 _INK, _RULE = "#010203", "#010204"
 _LINE_MARKS = tuple(f"#0102{16 + index:02x}" for index in range(COLOURS))
 _SMOOTHED_FROM = 24  # points of a line from which a running mean is drawn over it
+_DRAWN_POINTS = 240  # of one line: more cannot be seen at this size
 _SIZE_INCHES = (3.55, 2.15)
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -90,12 +93,14 @@ def _draw_line(axes: Axes, line: Line) -> None:
     pattern = tuple(float(part) for part in dash(line.style).split())
     style = (0, pattern) if pattern else "solid"
     steps, mean = seed_mean(line)
-    smoothed = running_mean(mean)
+    smoothed = smooth(mean)
     if len(line.runs) > 1 or len(mean) >= _SMOOTHED_FROM:
         for run_steps, values in line.runs:
-            axes.plot(run_steps, values, color=mark, alpha=0.28, linewidth=0.7)
+            axes.plot(*thinned(run_steps, values), color=mark, alpha=0.28, linewidth=0.7)
     dot = "o" if len(steps) == 1 else None
-    axes.plot(steps, smoothed, color=mark, linewidth=1.7, linestyle=style, marker=dot, ms=3.5)
+    axes.plot(
+        *thinned(steps, smoothed), color=mark, linewidth=1.7, linestyle=style, marker=dot, ms=3.5
+    )
 
 
 def seed_mean(line: Line) -> tuple[np.ndarray, np.ndarray]:
@@ -106,19 +111,26 @@ def seed_mean(line: Line) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.array([np.mean([one[int(step)] for one in by_seed]) for step in steps])
 
 
-def running_mean(values: np.ndarray) -> np.ndarray:
-    """Centred running mean over about an eighth of a long series; a short one is unchanged.
+def smooth(values: np.ndarray) -> np.ndarray:
+    """A long series smoothed over about an eighth of it; a short one is unchanged.
 
-    At the ends the window shrinks on both sides alike, so that a straight line stays straight.
+    Each value is that of the straight line fitted to its window (Savitzky and Golay); inside
+    this is the running mean, and at the ends it neither lags nor follows the last value.
     """
-    length = len(values)
-    if length < _SMOOTHED_FROM:
+    if len(values) < _SMOOTHED_FROM:
         return values
-    reach = max(1, length // 16)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    position = np.arange(length)
-    half = np.minimum(np.minimum(position, length - 1 - position), reach)
-    return (total[position + half + 1] - total[position - half]) / (2 * half + 1)
+    window = 2 * max(1, len(values) // 16) + 1
+    return np.asarray(savgol_filter(values, window, polyorder=1, mode="interp"))
+
+
+def thinned(steps: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """[2, n] steps and values as means of equal stretches, n at most `_DRAWN_POINTS`."""
+    both = np.array([steps, values], dtype=np.float64)
+    stretch = -(-both.shape[1] // _DRAWN_POINTS)
+    if stretch == 1:
+        return both
+    starts = np.arange(0, both.shape[1], stretch)
+    return np.add.reduceat(both, starts, axis=1) / np.diff([*starts, both.shape[1]])
 
 
 def _for_the_page(svg: str, identity: str, label: str) -> str:
@@ -126,6 +138,7 @@ def _for_the_page(svg: str, identity: str, label: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
     svg = re.sub(r'\bid="', f'id="{identity}-', svg)
     svg = re.sub(r'((?:xlink:)?href=")#', rf"\1#{identity}-", svg)
     svg = svg.replace("url(#", f"url(#{identity}-")

@@ -74,12 +74,22 @@ def duration(seconds: float) -> str:
 
 
 def p_value(probability: float) -> str:
-    """A p-value with its sign, never rounded to zero.
+    """A p-value with its sign, never rounded to zero; its spaces do not break.
 
-    >>> p_value(0.031), p_value(0.00009999)
-    ('p = 0.031', 'p < 0.001')
+    >>> p_value(0.031).split(), p_value(0.00009999).split()
+    (['p', '=', '0.031'], ['p', '<', '0.001'])
     """
-    return "p < 0.001" if probability < 0.001 else f"p = {probability:.2g}"
+    text = "< 0.001" if probability < 0.001 else f"= {probability:.2g}"
+    return f"p {text}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def bare_p_value(probability: float) -> str:
+    """A p-value for a column that says p in its heading.
+
+    >>> bare_p_value(0.031)
+    '0.031'
+    """
+    return p_value(probability).removeprefix("p\N{NO-BREAK SPACE}").removeprefix("=").strip()
 
 
 def spent(counter: str, amount: float) -> str:
@@ -95,3 +105,12 @@ def spent(counter: str, amount: float) -> str:
     if counter == "peak_memory_bytes":
         return f"{amount / _GIB:.1f} GiB"
     return count(amount)
+
+
+def stage_name(model: str, kind: str) -> str:
+    """A stage's kind beside the name of its model, without saying the model twice.
+
+    >>> stage_name("teacher", "teacher_rollouts(1H)"), stage_name("student", "sample_sft")
+    ('rollouts(1H)', 'sample sft')
+    """
+    return kind.removeprefix(f"{model}_").replace("_", " ")

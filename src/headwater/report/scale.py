@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from headwater.report.results import Row
 
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
-_TICKS_AT_MOST = 6
+_TICKS_AT_MOST = 8
+_LABELS_AT_MOST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,11 @@ class Scale:
     low: float
     high: float
     ticks: tuple[float, ...]
+
+    @property
+    def labelled(self) -> tuple[float, ...]:
+        """The ticks that have room for a label: all of them, or every other one."""
+        return self.ticks if len(self.ticks) <= _LABELS_AT_MOST else self.ticks[::2]
 
     def position(self, value: float) -> float:
         """Where a share lies between low (0) and high (1), kept within them."""

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from headwater.report.quantities import COUNTER_NAMES, p_value, percent, points, spent
+from headwater.report.quantities import COUNTER_NAMES, bare_p_value, percent, points, spent
 from headwater.report.results import Results, Row
 from headwater.report.scale import Scale, scale_of
 from headwater.report.visible import visible
@@ -21,6 +21,7 @@ _MEDIUM = 90  # console columns from which the interval has a column
 _WIDE = 110  # console columns from which the whiskers fit
 _SENTENCE_STYLES = {
     "headline": "bold",
+    "next": "",
     "against": "yellow",
     "open": "",
     "found": "",
@@ -99,7 +100,7 @@ def difference_table(results: Results) -> Table:
         cells += [
             Text(points(row.difference), style="bold" if row.told_apart else ""),
             Text(f"{points(row.interval[0])} to {points(row.interval[1])}"),
-            Text(p_value(row.p_value_corrected).removeprefix("p ").removeprefix("= ")),
+            Text(bare_p_value(row.p_value_corrected)),
             Text(f"{row.minimum_detectable * 100:.1f}"),
         ]
         table.add_row(*cells)

@@ -11,16 +11,15 @@ import unicodedata
 
 _KEPT = frozenset("\n\t")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_DELETE = 0x7F
 
 
 def visible(text: str) -> str:
     """Text with every control, format, surrogate and unassigned character made visible.
 
-    C0 controls become their Unicode pictures, all others `<U+XXXX>`; newline and tab stay.
+    Each becomes `<U+XXXX>`; newline and tab stay.
 
     >>> visible("a\\x1b[31mb\\u202ec")
-    'a␛[31mb<U+202E>c'
+    'a<U+001B>[31mb<U+202E>c'
     """
     if text.isascii() and text.isprintable():
         return text
@@ -43,7 +42,4 @@ def excerpt(text: str, limit: int) -> str:
 def _stand_in(character: str) -> str:
     if character in _KEPT or unicodedata.category(character) not in _HIDDEN_CATEGORIES:
         return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == _DELETE else f"<U+{code:04X}>"
+    return f"<U+{ord(character):04X}>"

@@ -17,7 +17,7 @@ _UNEVEN = 1.25  # ratio of verifier calls from which two arms are not matched on
 class Sentence:
     """One statement; `against` is something found that the recipe did not expect."""
 
-    kind: Literal["headline", "found", "against", "open", "caveat"]
+    kind: Literal["headline", "next", "found", "against", "open", "caveat"]
     text: str
 
 
@@ -29,7 +29,7 @@ def closing_words(results: Results) -> list[Sentence]:
     """
     if not results.rows:
         return [Sentence("headline", "Nothing was evaluated.")]
-    said = [Sentence("headline", _headline(results))]
+    said = [Sentence("headline", _headline(results)), *_next_best(results)]
     found = [row for row in results.differences if row.told_apart and row.difference > 0]
     against = [row for row in results.differences if row.told_apart and row.difference < 0]
     still_open = [row for row in results.differences if not row.told_apart]
@@ -40,18 +40,18 @@ def closing_words(results: Results) -> list[Sentence]:
     return said
 
 
+def best_arm(results: Results) -> str | None:
+    """The trained arm with the highest score on the first evaluation set, if any."""
+    trained = _trained(results) if results.rows else []
+    return trained[0].arm if trained else None
+
+
 def _headline(results: Results) -> str:
     eval_set = results.eval_sets()[0]
-    rows = [row for row in results.rows if row.eval_set == eval_set]
-    students = [row for row in rows if row.evaluates == "student"] or rows
-    trained = sorted(
-        (row for row in students if row.chain), key=lambda row: row.avg_at_k, reverse=True
-    )
-    base = next((row for row in students if not row.chain), None)
+    candidates, trained = _first_set(results), _trained(results)
+    base = next((row for row in candidates if not row.chain), None)
     if not trained:
-        listed = ", ".join(
-            f"{_in_a_sentence(row.title)} {percent(row.avg_at_k)}" for row in students
-        )
+        listed = ", ".join(f"{row.title} {percent(row.avg_at_k)}" for row in candidates)
         return f"No arm was trained; on {eval_set}: {listed}."
     best = trained[0]
     name, reached = _in_a_sentence(best.title), percent(best.avg_at_k)
@@ -66,7 +66,8 @@ def _headline(results: Results) -> str:
     else:
         start = percent(base.avg_at_k)
         opening = f"{name} took the {best.evaluates} from {start} to {reached} {measure}"
-    return f"{opening} {_with_labels(best)}{_rank(results, trained)}."
+    rank = f", the highest of {len(trained)} trained arms" if len(trained) > 1 else ""
+    return f"{opening} {_with_labels(best)}{rank}."
 
 
 def _with_labels(row: Row) -> str:
@@ -76,16 +77,27 @@ def _with_labels(row: Row) -> str:
     return f"with {count(labels)} label{'s' if labels != 1 else ''}"
 
 
-def _rank(results: Results, trained: Sequence[Row]) -> str:
+def _next_best(results: Results) -> list[Sentence]:
+    trained = _trained(results)
     if len(trained) < 2:
-        return ""
+        return []
     best, second = trained[:2]
-    text = f", the highest of {len(trained)} arms; next is {_in_a_sentence(second.title)} at "
-    text += percent(second.avg_at_k)
+    text = f"Next is {_in_a_sentence(second.title)} with {percent(second.avg_at_k)}"
     compared = any({row.better, row.than} == {best.arm, second.arm} for row in results.differences)
     if not compared and second.interval[1] >= best.interval[0]:
-        text += ", and their intervals overlap"
-    return text
+        text += "; the intervals of the two overlap"
+    return [Sentence("next", f"{text}.")]
+
+
+def _trained(results: Results) -> list[Row]:
+    """Trained students (or teachers, if there are only those) on the first set, best first."""
+    rows = [row for row in _first_set(results) if row.chain]
+    return sorted(rows, key=lambda row: row.avg_at_k, reverse=True)
+
+
+def _first_set(results: Results) -> list[Row]:
+    rows = [row for row in results.rows if row.eval_set == results.eval_sets()[0]]
+    return [row for row in rows if row.evaluates == "student"] or rows
 
 
 def _spelled_out(kind: Literal["found", "against", "open"], texts: Sequence[str]) -> list[Sentence]:
@@ -119,12 +131,13 @@ def _against(results: Results, row: DifferenceRow) -> str:
 
 def _open(results: Results, row: DifferenceRow) -> str:
     names = _names(results)
+    low, high = row.interval
+    counted = "" if low <= 0.0 <= high else " once all comparisons are counted"
     return (
         f"{names[row.better]} and {names[row.than]} cannot be told apart"
-        f"{_where(results, row)}: {points(row.difference)} points "
-        f"({points(row.interval[0])} to {points(row.interval[1])}, "
-        f"{p_value(row.p_value_corrected)}); a difference would have to be about "
-        f"{row.minimum_detectable * 100:.1f} points to show four times in five."
+        f"{_where(results, row)}{counted}: {points(row.difference)} points "
+        f"({points(low)} to {points(high)}, {p_value(row.p_value_corrected)}); a difference would "
+        f"have to be about {row.minimum_detectable * 100:.1f} points to show four times in five."
     )
 
 

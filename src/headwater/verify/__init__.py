@@ -1,0 +1,1 @@
+"""Answers: extraction, equality, verifiers in killable workers, and the label vault."""

@@ -1,0 +1,81 @@
+r"""Algebra for comparisons that exact arithmetic leaves open; runs in killable workers only.
+
+sympy proves or refutes equality of expressions that agree numerically; Math-Verify reads the
+answers that `answers.read_answer` cannot. Both may hang or use much memory: the worker's limits,
+not timers in here, end that.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import sympy
+from math_verify import LatexExtractionConfig, parse, verify
+
+from headwater.verify import values
+from headwater.verify.equivalence import Finding, compare
+from headwater.verify.expression import Expression, Number, Operation, Symbol
+from headwater.verify.notation import normalise
+
+_DIGITS = 400
+_WORDS = re.compile(r"\\text|[A-Za-z]{4,}")
+_CALCULUS = re.compile(r"\\[A-Za-z]+")
+
+logging.disable(logging.CRITICAL)
+
+
+def settle(answer: str, gold: str) -> str:
+    """Return "verdict:how" for an extracted answer and a gold answer."""
+    finding: Finding = compare(
+        answer, gold, prove=prove, judge_opaque=lambda: judge_with_math_verify(answer, gold)
+    )
+    return f"{finding.verdict.value}:{finding.how}"
+
+
+def prove(one: Expression, other: Expression) -> bool | None:
+    """Whether two expressions are equal, by arithmetic, then sympy, then very many digits."""
+    equal = values.equal(one, other)
+    if equal is not None:
+        return equal
+    difference = to_sympy(one) - to_sympy(other)
+    if sympy.simplify(difference) == 0:
+        return True
+    return values.agree(one, other, _DIGITS, smallest=0)
+
+
+def judge_with_math_verify(answer: str, gold: str) -> bool | None:
+    """Math-Verify's word on mathematics that has no words and no relations in it."""
+    texts = [normalise(text) for text in (answer, gold)]
+    for text in texts:
+        if _WORDS.search(_CALCULUS.sub(" ", text)) or "\\text" in text or "=" in text:
+            return None
+    config = [LatexExtractionConfig()]
+    read = [parse(f"${text}$", config, parsing_timeout=None) for text in texts]
+    if not all(read) or any(isinstance(side[0], str) for side in read):
+        return None
+    return bool(verify(read[1], read[0], strict=True, timeout_seconds=None))
+
+
+def to_sympy(tree: Expression) -> Any:
+    """The same expression in sympy."""
+    if isinstance(tree, Number):
+        return sympy.Rational(tree.value.numerator, tree.value.denominator)
+    if isinstance(tree, Symbol):
+        constants = {"e": sympy.E, "i": sympy.I, "pi": sympy.pi}
+        return constants.get(tree.name) or sympy.Symbol(tree.name, real=True)
+    assert isinstance(tree, Operation)
+    return _SYMPY[tree.operator](*map(to_sympy, tree.operands))
+
+
+_SYMPY: dict[str, Any] = {
+    "+": sympy.Add, "*": sympy.Mul, "^": sympy.Pow, "neg": lambda value: -value,
+    "inv": lambda value: 1 / value, "!": sympy.factorial, "binom": sympy.binomial,
+    "sqrt": sympy.sqrt, "root": sympy.root, "abs": sympy.Abs, "floor": sympy.floor,
+    "ceil": sympy.ceiling, "conj": sympy.conjugate, "exp": sympy.exp, "ln": sympy.log,
+    "log": lambda value, base=10: sympy.log(value, base), "sin": sympy.sin, "cos": sympy.cos,
+    "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc, "arcsin": sympy.asin,
+    "arccos": sympy.acos, "arctan": sympy.atan, "sinh": sympy.sinh, "cosh": sympy.cosh,
+    "tanh": sympy.tanh,
+}  # fmt: skip

@@ -1,0 +1,127 @@
+"""Files of `{prediction, gold}` rows, for `headwater verify`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from headwater.errors import InputError
+from headwater.types import Verdict
+from headwater.verify.verifiers import make_verifier
+
+_TEXT_FIELDS = ("prediction", "gold")
+
+
+class CaseResult(TypedDict):
+    """One row's verdict; `expected` is there where the row says what is right."""
+
+    id: str
+    verdict: str
+    seconds: float
+    how: str
+    extracted: str | None
+    expected: NotRequired[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A prediction to verify."""
+
+    id: str
+    prediction: str
+    gold: str = field(repr=False)
+    expected: bool | None = None
+
+
+def read_cases(path: Path, *, wrap_bare: bool = False) -> list[Case]:
+    r"""Read a .jsonl or .jsonl.gz file of rows {id?, prediction, gold, expected?}.
+
+    A row without an id is called by its line number. Predictions are taken verbatim;
+    `wrap_bare` puts those without any box into `\boxed{}`. Raises InputError with file and line
+    for a row that is not of this form, and for a file with no rows.
+    """
+    cases = []
+    for place, line in _numbered_lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{place}: not JSON ({error.msg}); write one object a line") from None
+        case = _case(place, row)
+        if wrap_bare and "\\boxed" not in case.prediction:
+            boxed = f"\\boxed{{{case.prediction}}}"
+            case = Case(case.id, boxed, case.gold, case.expected)
+        cases.append(case)
+    if not cases:
+        raise InputError(f"{path} has no rows; give one {{prediction, gold}} object a line")
+    return cases
+
+
+def run_cases(
+    path: Path,
+    verifier_name: str = "math",
+    *,
+    wrap_bare: bool = False,
+    workers: int = 1,
+    timeout_seconds: float = 2.0,
+) -> list[CaseResult]:
+    """Return a verdict, its seconds and its reason for every row of `path`, in order.
+
+    Arguments and errors as `read_cases` and `verifiers.make_verifier`.
+    """
+    cases = read_cases(path, wrap_bare=wrap_bare)
+    with make_verifier(verifier_name, workers=workers, timeout_seconds=timeout_seconds) as verifier:
+        explanations = verifier.examine([(case.prediction, case.gold) for case in cases])
+    results = []
+    for case, explanation in zip(cases, explanations, strict=True):
+        result = CaseResult(
+            id=case.id,
+            verdict=explanation.verdict.value,
+            seconds=explanation.seconds,
+            how=explanation.how,
+            extracted=explanation.extracted,
+        )
+        if case.expected is not None:
+            result["expected"] = case.expected
+        results.append(result)
+    return results
+
+
+def disagreements(results: list[CaseResult]) -> list[CaseResult]:
+    """Return the results whose verdict is not what their row expects."""
+    return [
+        result
+        for result in results
+        if "expected" in result and (result["verdict"] == Verdict.CORRECT) != result["expected"]
+    ]
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line.decode()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path} cannot be read ({reason}); give a .jsonl file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _case(place: str, row: object) -> Case:
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: a row is {type(row).__name__}, expected an object")
+    for name in _TEXT_FIELDS:
+        if name not in row:
+            raise InputError(f"{place}: no {name!r}; a row needs {' and '.join(_TEXT_FIELDS)}")
+        if not isinstance(row[name], str):
+            raise InputError(f"{place}: {name!r} is not text; put it in quotes")
+    expected = row.get("expected")
+    if expected is not None and not isinstance(expected, bool):
+        raise InputError(f"{place}: 'expected' is {expected!r}; use true or false, or drop it")
+    number = place.rpartition(":")[2]
+    return Case(str(row.get("id", number)), row["prediction"], row["gold"], expected)

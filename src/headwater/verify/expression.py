@@ -1,0 +1,402 @@
+r"""Reading one mathematical expression, LaTeX or plain, into a small tree.
+
+The input is in the notation of `notation.normalise`. The reader is a recursive descent over
+tokens with limits on length and nesting; it evaluates nothing and looks nothing up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_CHARACTERS = 4000
+MAX_NESTING = 40
+MAX_NODES = 1500
+
+
+class Unreadable(ValueError):
+    """The text is not an expression this reader knows; says nothing about the text itself."""
+
+
+class PastLimits(ValueError):
+    """The text is longer, deeper or larger than anything worth comparing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An exact rational number."""
+
+    value: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A variable, or a named constant ("pi", "e", "i", "infty") where it is spelled so."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`operator` is "+" or "*" (any number of operands), "inv" (one over), "^", "neg", "!", or a
+    function's name."""
+
+    operator: str
+    operands: tuple[Expression, ...]
+
+
+Expression = Number | Symbol | Operation
+
+FUNCTIONS = frozenset(
+    {
+        "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh",
+        "tanh", "log", "ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "binom", "root",
+        "conj",
+    }
+)  # fmt: skip
+_PLAIN_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "infty"}
+_CONSTANTS = frozenset({"pi", "infty"})
+_GREEK = frozenset(
+    {
+        "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa",
+        "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi",
+        "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi",
+        "Psi", "Omega", "ell", "hbar", "emptyset",
+    }
+)  # fmt: skip
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+(?:\.(?!\.)\d*)?|\.\d+)(?P<power>[eE][+-]?\d+(?![\d.]))?"
+    r"|(?P<command>\\[a-zA-Z]+)|(?P<letters>[A-Za-z]+)|(?P<sign>\\[^a-zA-Z]|.))",
+    re.DOTALL,
+)
+_SHORTHANDS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\%": "%", "\\{": "{(", "\\}": ")}"}
+_MAX_EXPONENT_DIGITS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str  # "number", "name" (a \command or a word), "letter", "sign", "end"
+    text: str
+    spaced: bool = False
+    value: Fraction | None = None
+
+
+def read_expression(text: str) -> Expression:
+    r"""Return the tree of one expression; raise Unreadable or PastLimits.
+
+    >>> read_expression("7 3/4")
+    Number(value=Fraction(31, 4))
+    >>> read_expression(r"\frac12x").operator
+    '*'
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise PastLimits("too long")
+    reader = _Reader(_tokens(text))
+    tree = reader.sum()
+    reader.expect_end()
+    return tree
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    for match in _TOKEN.finditer(text.rstrip()):
+        spaced = match.start() != match.start(match.lastgroup or 0)
+        number, power = match.group("number"), match.group("power")
+        if number is not None:
+            if power is not None and len(power.lstrip("eE+-")) > _MAX_EXPONENT_DIGITS:
+                raise PastLimits("exponent too large")
+            value = _decimal(number) * (Fraction(10) ** int(power[1:]) if power else 1)
+            tokens.append(_Token("number", number, spaced, value))
+        elif command := match.group("command"):
+            tokens.append(_command_token(command, spaced))
+        elif letters := match.group("letters"):
+            tokens += _word_tokens(letters, spaced)
+        else:
+            sign = match.group("sign")
+            tokens.append(_Token("sign", _SHORTHANDS.get(sign, sign), spaced))
+    tokens.append(_Token("end", ""))
+    return tokens
+
+
+def _decimal(digits: str) -> Fraction:
+    whole, _, part = digits.partition(".")
+    return Fraction(int((whole + part) or "0"), 10 ** len(part))
+
+
+def _command_token(command: str, spaced: bool) -> _Token:
+    if command in _SHORTHANDS:
+        return _Token("sign", _SHORTHANDS[command], spaced)
+    return _Token("name", command[1:], spaced)
+
+
+def _word_tokens(letters: str, spaced: bool) -> list[_Token]:
+    """Split a run of letters: a known name, an opaque word, or one-letter variables."""
+    name = _PLAIN_NAMES.get(letters, letters)
+    if name in FUNCTIONS or name in _CONSTANTS or name in _GREEK:
+        return [_Token("name", name, spaced)]
+    in_order = "".join(sorted(letters)) == letters
+    if len(letters) >= 3 and not in_order and re.search("[aeiouAEIOU]", letters):
+        return [_Token("letter", letters, spaced)]
+    if len(letters) > 4:
+        return [_Token("letter", letters, spaced)]
+    return [_Token("letter", letter, spaced and not place) for place, letter in enumerate(letters)]
+
+
+class _Reader:
+    """Recursive descent; `position` is the next token, `bars` counts open `|`."""
+
+    def __init__(self, tokens: list[_Token]) -> None:
+        self.tokens = tokens
+        self.position = 0
+        self.depth = 0
+        self.nodes = 0
+        self.bars = 0
+
+    @property
+    def next(self) -> _Token:
+        return self.tokens[self.position]
+
+    def take(self) -> _Token:
+        token = self.next
+        self.position += token.kind != "end"
+        return token
+
+    def accept(self, *signs: str) -> str | None:
+        if self.next.kind == "sign" and self.next.text in signs:
+            return self.take().text
+        return None
+
+    def expect(self, sign: str) -> None:
+        if self.accept(sign) is None:
+            raise Unreadable("bracket missing")
+
+    def expect_end(self) -> None:
+        if self.next.kind != "end":
+            raise Unreadable("something is left over")
+
+    def node(self, operator: str, *operands: Expression) -> Operation:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise PastLimits("too many operations")
+        return Operation(operator, operands)
+
+    def nested(self, read: Callable[[], Expression]) -> Expression:
+        """Read one level deeper, within the limit."""
+        self.depth += 1
+        if self.depth > MAX_NESTING:
+            raise PastLimits("nested too deeply")
+        value = read()
+        self.depth -= 1
+        return value
+
+    def signed(self, read: Callable[[], Expression]) -> Expression:
+        negative = False
+        while sign := self.accept("+", "-"):
+            negative ^= sign == "-"
+        value = read()
+        return self.node("neg", value) if negative else value
+
+    def sum(self) -> Expression:
+        """term (('+' | '-') term)*"""
+        terms = [self.signed(self.product)]
+        while sign := self.accept("+", "-"):
+            term = self.signed(self.product)
+            terms.append(term if sign == "+" else self.node("neg", term))
+        return terms[0] if len(terms) == 1 else self.node("+", *terms)
+
+    def product(self) -> Expression:
+        """factor (('*' | '/' | nothing) factor)*, from the left."""
+        factors = [self.factor()]
+        while True:
+            if sign := self.accept("*", "/"):
+                factor = self.signed(self.factor)
+                factors.append(factor if sign == "*" else self.node("inv", factor))
+            elif self.starts_factor():
+                if self.next.kind == "number":
+                    raise Unreadable("two numbers side by side")
+                factors.append(self.power())
+            else:
+                return factors[0] if len(factors) == 1 else self.node("*", *factors)
+
+    def starts_factor(self) -> bool:
+        token = self.next
+        if token.kind in ("number", "name", "letter"):
+            return token.text not in ("rfloor", "rceil")
+        return token.kind == "sign" and (
+            token.text in ("(", "[", "{") or (token.text == "|" and not self.bars)
+        )
+
+    def factor(self) -> Expression:
+        return self.mixed_number() or self.power()
+
+    def mixed_number(self) -> Number | None:
+        r"""`7 3/4` and `7\frac{3}{4}`: a whole number and a proper fraction."""
+        start, whole = self.position, self.next
+        if whole.kind != "number" or not whole.text.isdigit() or whole.value is None:
+            return None
+        self.take()
+        part: Fraction | None = None
+        if self.next.kind == "name" and self.next.text == "frac":
+            part = _proper_fraction(self.power())
+        else:
+            ahead = self.tokens[self.position : self.position + 3]
+            if [t.kind for t in ahead] == ["number", "sign", "number"] and ahead[1].text == "/":
+                over, under = ahead[0].value, ahead[2].value
+                assert over is not None and under is not None
+                part = _proper(over, under)
+                self.position += 3
+        if part is None:
+            self.position = start
+            return None
+        return Number(whole.value + part)
+
+    def power(self) -> Expression:
+        """postfix ('^' exponent)?, from the right; a degree sign is left to the caller's units."""
+        value = self.postfix(self.nested(self.atom))
+        if self.accept("^"):
+            exponent = self.signed(lambda: self.nested(self.power))
+            return self.postfix(self.node("^", value, exponent))
+        return value
+
+    def postfix(self, value: Expression) -> Expression:
+        while self.accept("'"):
+            if not isinstance(value, Symbol):
+                raise Unreadable("a prime after something that is no symbol")
+            value = Symbol(value.name + "'")
+        if self.accept("!"):
+            value = self.node("!", value)
+            if self.next.text == "!":
+                raise Unreadable("a double factorial")
+        return value
+
+    def atom(self) -> Expression:
+        token = self.take()
+        if token.kind == "number" and token.value is not None:
+            return self.repeating(token) or Number(token.value)
+        if token.kind == "letter":
+            return Symbol(token.text + self.subscript())
+        if token.kind == "name":
+            return self.named(token.text)
+        if token.kind == "sign" and token.text in _CLOSING:
+            return self.bracketed(token.text)
+        raise Unreadable("no value where one is needed")
+
+    def repeating(self, token: _Token) -> Number | None:
+        r"""The number in front of the repeating digits of `0.1\overline{6}`."""
+        if self.next.kind != "name" or self.next.text not in ("overline", "bar"):
+            return None
+        self.take()
+        self.expect("{")
+        digits = self.take()
+        self.expect("}")
+        if "." not in token.text or not digits.text.isdigit() or token.value is None:
+            raise Unreadable("a line over something that does not repeat")
+        places = len(token.text.partition(".")[2])
+        period = Fraction(int(digits.text), 10 ** len(digits.text) - 1)
+        return Number(token.value + period / 10**places)
+
+    def subscript(self) -> str:
+        if not self.accept("_"):
+            return ""
+        if not self.accept("{"):
+            return "_" + self.take().text
+        name = []
+        while not self.accept("}"):
+            token = self.take()
+            if token.kind == "end" or token.text in "{}":
+                raise Unreadable("a subscript that does not end")
+            name.append(token.text)
+        return "_" + "".join(name)
+
+    def bracketed(self, opening: str) -> Expression:
+        bars, self.bars = self.bars, int(opening == "|")
+        value = self.sum()
+        self.expect(_CLOSING[opening])
+        self.bars = bars
+        return self.node("abs", value) if opening == "|" else value
+
+    def argument(self) -> Expression:
+        r"""What a command takes: `{...}`, or the single next token (`\frac12`, `\frac1{72}`)."""
+        token = self.next
+        if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
+            self.tokens[self.position : self.position + 1] = [
+                _Token("number", digits, value=Fraction(int(digits)))
+                for digits in (token.text[0], token.text[1:])
+            ]
+        return self.nested(self.atom)
+
+    def named(self, name: str) -> Expression:
+        if name == "frac":
+            over = self.argument()
+            return self.node("*", over, self.node("inv", self.argument()))
+        if name == "binom":
+            over = self.argument()
+            return self.node("binom", over, self.argument())
+        if name == "sqrt":
+            if self.accept("["):
+                index = self.nested(self.sum)
+                self.expect("]")
+                return self.node("root", self.argument(), index)
+            return self.node("sqrt", self.nested(self.atom))
+        if name in ("lfloor", "lceil"):
+            value = self.nested(self.sum)
+            if self.take().text != "r" + name[1:]:
+                raise Unreadable("a floor or ceiling that does not close")
+            return self.node(name[1:], value)
+        if name in ("overline", "bar"):
+            return self.node("conj", self.argument())
+        if name in FUNCTIONS:
+            return self.function(name)
+        if name in _CONSTANTS or name in _GREEK:
+            return Symbol(name + self.subscript())
+        raise Unreadable("a command this reader does not know")
+
+    def function(self, name: str) -> Expression:
+        r"""`\sin x`, `\sin^2 x`, `\log_2 8`, `sin(x)`: the argument ends before + and -."""
+        base = self.argument() if self.accept("_") else None
+        exponent: Expression | None = None
+        if self.accept("^"):
+            exponent = self.signed(lambda: self.nested(self.power))
+        inverse = exponent in _MINUS_ONE
+        if inverse:
+            if name not in ("sin", "cos", "tan"):
+                raise Unreadable("a minus first power of a function means two things")
+            name = "arc" + name
+        if base is not None and name != "log":
+            raise Unreadable("a subscript of a function")
+        value = self.nested(self.function_argument)
+        operands = (value,) if base is None else (value, base)
+        result = self.node("log" if name == "lg" else name, *operands)
+        return result if exponent is None or inverse else self.node("^", result, exponent)
+
+    def function_argument(self) -> Expression:
+        if self.next.kind == "sign" and self.next.text in ("(", "{", "|", "["):
+            return self.power()
+        negative = self.accept("-")
+        factors = [self.power()]
+        while self.starts_factor() and self.next.text not in FUNCTIONS | {"("}:
+            factors.append(self.power())
+        if self.accept("/"):
+            factors.append(self.node("inv", self.power()))
+        value = factors[0] if len(factors) == 1 else self.node("*", *factors)
+        return self.node("neg", value) if negative else value
+
+
+_CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
+_ONE = Number(Fraction(1))
+_MINUS_ONE = (Number(Fraction(-1)), Operation("neg", (_ONE,)))
+
+
+def _proper_fraction(tree: Expression) -> Fraction | None:
+    """The value of a literal fraction of two whole numbers below one; None for anything else."""
+    match tree:
+        case Operation("*", (Number(over), Operation("inv", (Number(under),)))):
+            return _proper(over, under)
+    return None
+
+
+def _proper(over: Fraction, under: Fraction) -> Fraction | None:
+    whole = over.denominator == under.denominator == 1
+    return over / under if whole and 0 < over < under else None

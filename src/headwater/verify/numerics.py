@@ -1,0 +1,107 @@
+"""Values of expressions to many digits, at fixed points for their variables."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import mpmath  # type: ignore[import-untyped]
+
+from headwater.verify.arithmetic import MAX_BITS, Undefined
+from headwater.verify.expression import Expression, Number, PastLimits, Symbol
+
+_MP = mpmath.MPContext()
+_MP_LOCK = threading.Lock()
+_POINTS = 6
+_LARGEST_ARGUMENT = 20_000
+_AXES = (
+    Fraction(1_299_709, 524_287), Fraction(-611_953, 262_139), Fraction(86_028_157, 131_071),
+    Fraction(-15_485_863, 65_537), Fraction(104_729, 1_048_573), Fraction(-224_737, 2_097_143),
+)  # fmt: skip
+_STEP = Fraction(982_451, 174_763)
+
+
+def points(names: list[str]) -> list[dict[str, Fraction]]:
+    """Fixed points of both signs; one point is enough for a constant."""
+    if not names:
+        return [{}]
+    chosen = []
+    for row in range(_POINTS):
+        point = {}
+        for column, name in enumerate(names):
+            axis = _AXES[(row + column * (row + 1)) % len(_AXES)]
+            point[name] = axis + _STEP * Fraction(column * (row + 2), 7)
+        chosen.append(point)
+    return chosen
+
+
+def evaluate(tree: Expression, point: Mapping[str, Fraction], digits: int) -> Any:
+    """A complex number with about `digits` digits; raise Undefined or PastLimits."""
+    with _MP_LOCK, _MP.workdps(digits + 15):
+        value = _number(tree, point)
+        if not _MP.isfinite(value):
+            raise Undefined("not finite")
+        return _MP.mpc(value)
+
+
+def _number(tree: Expression, point: Mapping[str, Fraction]) -> Any:
+    if isinstance(tree, Number):
+        return _MP.mpf(tree.value.numerator) / tree.value.denominator
+    if isinstance(tree, Symbol):
+        if tree.name in point:
+            chosen = point[tree.name]
+            return _MP.mpf(chosen.numerator) / chosen.denominator
+        return {"e": _MP.e, "i": _MP.j, "pi": _MP.pi}[tree.name] * 1
+    operands = [_number(operand, point) for operand in tree.operands]
+    try:
+        value = _apply(tree.operator, operands)
+    except (ZeroDivisionError, ValueError, OverflowError) as error:
+        raise Undefined(tree.operator) from error
+    if _MP.isfinite(value) and value and abs(_MP.mag(abs(value))) > MAX_BITS:
+        raise PastLimits("number too large")
+    return value
+
+
+def _apply(operator: str, operands: list[Any]) -> Any:
+    first = operands[0]
+    if operator == "+":
+        return _MP.fsum(operands)
+    if operator == "*":
+        return _MP.fprod(operands)
+    if operator == "^":
+        exponent = operands[1]
+        if first and abs(exponent) * (abs(_MP.mag(first)) + 1) > 4 * MAX_BITS:
+            raise PastLimits("power too large")
+        if not first and _MP.re(exponent) <= 0:
+            raise Undefined("a power of zero")
+        return _MP.power(first, exponent)
+    if (
+        operator in ("!", "exp", "binom", "sinh", "cosh")
+        and max(map(abs, operands)) > _LARGEST_ARGUMENT
+    ):
+        raise PastLimits("argument too large")
+    if operator == "log":
+        return _MP.log(first, operands[1] if len(operands) > 1 else 10)
+    if operator == "root":
+        index = operands[1]
+        if _MP.im(first) == 0 and first < 0 and index == int(_MP.re(index)) and index % 2:
+            return -_MP.power(-first, 1 / index)
+        return _MP.power(first, 1 / index)
+    return _NUMERIC[operator](*operands)
+
+
+_NUMERIC: dict[str, Any] = {
+    "neg": lambda value: -value, "inv": lambda value: 1 / value, "!": _MP.factorial,
+    "binom": _MP.binomial, "sqrt": _MP.sqrt, "abs": abs, "floor": _MP.floor,
+    "ceil": _MP.ceil, "conj": _MP.conj, "exp": _MP.exp, "ln": _MP.log,
+    "sin": _MP.sin, "cos": _MP.cos, "tan": _MP.tan, "cot": _MP.cot,
+    "sec": _MP.sec, "csc": _MP.csc, "arcsin": _MP.asin, "arccos": _MP.acos,
+    "arctan": _MP.atan, "sinh": _MP.sinh, "cosh": _MP.cosh, "tanh": _MP.tanh,
+}  # fmt: skip
+
+
+def threshold(base: int, exponent: int) -> Any:
+    """A threshold such as 10^-50, which a float could not hold."""
+    return _MP.mpf(base) ** exponent

@@ -1,0 +1,170 @@
+r"""What may stand around a number without changing it: currency, percent, degrees, units, words.
+
+`split_unit` takes it off and says what it was; words that could change the meaning ("not", "or",
+"less than") are never a unit.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+GENERIC = "unit"
+PERCENT = "%"
+DEGREE = "degree"
+
+_SYNONYMS = {
+    name: unit
+    for unit, names in {
+        "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre",
+        "km": "kilometer kilometre", "inch": "in inches", "foot": "ft feet", "yard": "yd",
+        "mile": "mi", "g": "gram gramme gm", "kg": "kilogram kilo kilogramme", "mg": "milligram",
+        "pound": "lb lbs", "ounce": "oz", "second": "s sec secs", "minute": "min mins",
+        "hour": "h hr hrs", "day": "", "week": "wk", "month": "", "year": "yr yrs",
+        "liter": "l litre", "ml": "milliliter millilitre", "gallon": "gal", "mph": "",
+        "$": "dollar usd buck", "cent": "c", "£": "gbp", "€": "euro eur", "¥": "yen yuan",
+        PERCENT: "percent pct percentage", DEGREE: "degrees deg", GENERIC: "units",
+        "square": "sq squares", "cubic": "cu", "people": "person persons", "radian": "rad rads",
+        "child": "children", "man": "men", "woman": "women", "die": "dice", "mouse": "mice",
+    }.items()
+    for name in [unit, *names.split()]
+}  # fmt: skip
+_MULTIPLIERS = {
+    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "millions": 10**6, "billion": 10**9,
+    "billions": 10**9, "trillion": 10**12, "dozen": 12, "dozens": 12,
+}  # fmt: skip
+_CHANGES_MEANING = frozenset(
+    {
+        "not", "no", "never", "none", "isn", "isnt", "t", "wrong", "false", "incorrect",
+        "error", "or", "and", "either", "neither", "nor", "maybe", "perhaps", "possibly",
+        "probably", "approximately", "approx", "about", "around", "roughly", "nearly", "almost",
+        "less", "more", "fewer", "greater", "larger", "smaller", "than", "over", "under",
+        "most", "least", "between", "minus", "plus", "times", "divided", "squared", "cubed",
+        "is", "are", "was", "were", "if", "unless", "except", "without", "unknown", "undefined",
+        "impossible", "mod", "modulo", "remainder", "base", "factorial", "power", "root",
+        "sqrt", "to", "from", "but", "wait", "actually", "correct", "right", "true", "answer",
+        "half", "quarter", "third", "twice", "double", "triple", "other", "first", "last",
+        "negative", "positive", "else", "instead", "both", "all", "any", "sin", "cos", "tan",
+        "cot", "sec", "csc", "log", "ln", "exp", "lim", "where", "when", "such", "that",
+        "infinity", "infinite", "many", "x", "y", "z",
+    }
+)  # fmt: skip
+_FILLERS = frozenset(
+    {
+        "of", "the", "a", "an", "per", "in", "total", "each", "old", "long", "away", "left",
+    }
+)  # fmt: skip
+_CURRENCY = re.compile(r"^([+-]? ?)(?:US ?)?(?:\\\$|[£€¥]|USD |Rs\.? ?)\s*")
+_TRAILING_TEXT = re.compile(r"\\text ?\{([^{}]*)\}(?: ?\^ ?\{? ?([23]) ?\}?)?$")
+_TRAILING_CURRENCY = re.compile(r"(?:\\\$|[£€¥])$")
+_TRAILING_DEGREES = re.compile(r"\^ ?\{? ?\\circ ?\}?(?: ?\\text ?\{ ?([CF]) ?\}| ?([CF]))?$")
+_TRAILING_WORDS = re.compile(
+    r"(?<=[\d\s}).])([A-Za-z]+\.?(?:(?: ?/ ?| |-)[A-Za-z]+\.?)*)(?: ?\^ ?\{? ?([23]) ?\}?)?$"
+)
+_SHORTEST_UNKNOWN_WORD = 4
+_MOST_WORDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A number's text, what it is measured in ("" if nothing), and what a word multiplies it by."""
+
+    body: str
+    unit: str
+    multiplier: Fraction = Fraction(1)
+
+
+def split_unit(text: str) -> Measured:
+    r"""Take currency signs, percent and degree signs and unit words off a number.
+
+    >>> split_unit(r"864 \text{ inches}^2"), split_unit("2 million").multiplier
+    (Measured(body='864', unit='inch^2', multiplier=Fraction(1, 1)), Fraction(1000000, 1))
+    >>> split_unit("7 is wrong").unit
+    ''
+    """
+    unit, multiplier = "", Fraction(1)
+    if money := _CURRENCY.match(text):
+        sign = "£€¥"["£€¥".find(money.group()[-1])] if money.group().strip()[-1] in "£€¥" else "$"
+        text, unit = money.group(1) + text[money.end() :], sign
+    for _ in range(_MOST_WORDS):
+        found = _trailing(text.rstrip())
+        if found is None or not found.body.strip(" +-"):
+            break
+        text = found.body.rstrip()
+        multiplier *= found.multiplier
+        unit = " ".join(part for part in (found.unit, unit) if part and part != unit) or unit
+    return Measured(text.strip(), unit, multiplier)
+
+
+def compatible(one: str, other: str) -> bool:
+    """Whether two units may be the same: a unit left out may be any."""
+    return one == other or not one or not other or GENERIC in (one[:4], other[:4])
+
+
+def _trailing(text: str) -> Measured | None:
+    if text.endswith("%"):
+        return Measured(text[:-1].rstrip("\\"), PERCENT)
+    if currency := _TRAILING_CURRENCY.search(text):
+        return Measured(text[: currency.start()], currency.group().lstrip("\\"))
+    if degrees := _TRAILING_DEGREES.search(text):
+        scale = degrees.group(1) or degrees.group(2) or ""
+        return Measured(text[: degrees.start()], DEGREE + scale)
+    words = _TRAILING_TEXT.search(text)
+    raw = words is None
+    if words is None:
+        words = _TRAILING_WORDS.search(text[-80:])
+    if words is None:
+        return None
+    body = text[: len(text) - len(words.group())]
+    if raw and not re.search(r"[\d})]\s*$", body):
+        return None
+    unit = _unit_of(words.group(1), words.group(2), raw, set_apart=body[-1:].isspace())
+    if unit is None:
+        return None
+    return Measured(body, unit.unit, unit.multiplier)
+
+
+def _unit_of(text: str, exponent: str | None, raw: bool, set_apart: bool) -> Measured | None:
+    r"""What unit words say; None for words that are none.
+
+    Raw letters (outside `\text`) could be variables: short or unknown ones are then no unit,
+    and unknown ones must be set apart by a space.
+    """
+    names: list[str] = []
+    multiplier = Fraction(1)
+    power = exponent or ""
+    words = re.findall(r"[A-Za-z%]+|\d", text)
+    if not words or len(words) > _MOST_WORDS + 2:
+        return None
+    for word in words:
+        lower = word.lower()
+        if lower in _CHANGES_MEANING or word.isdigit():
+            return None
+        if lower in _MULTIPLIERS:
+            multiplier *= _MULTIPLIERS[lower]
+        elif lower not in _FILLERS:
+            known = _known(word)
+            long_enough = len(word) >= (2 if known else _SHORTEST_UNKNOWN_WORD)
+            if raw and not (long_enough and (known or set_apart)):
+                return None
+            names.append(known or _singular(lower))
+    if len(names) > 1 and names[0] in ("square", "cubic"):
+        power = "2" if names[0] == "square" else "3"
+        names = names[1:]
+    unit = " ".join(names) + (f"^{power}" if power else "")
+    return Measured("", unit, multiplier)
+
+
+def _known(word: str) -> str | None:
+    lower = word.lower()
+    for form in (lower, lower.removesuffix("s")):
+        if form in _SYNONYMS:
+            return _SYNONYMS[form]
+    return None
+
+
+def _singular(word: str) -> str:
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word

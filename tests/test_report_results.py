@@ -82,6 +82,7 @@ def test_contrasts_use_the_student_of_an_arm_that_has_both() -> None:
     run = run_record((0,), ("arithmetic",))
     teacher = replace(run.evaluations[1], arm="bridge")
     results = build_results(replace(run, evaluations=(*run.evaluations, teacher)))
+    assert results.titles()["bridge"] == "RL'd-teacher bridge"
     assert results.differences == built_results((0,), ("arithmetic",)).differences
 
 

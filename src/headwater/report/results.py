@@ -143,8 +143,9 @@ class Results(_Record):
         return tuple(dict.fromkeys(row.eval_set for row in self.rows))
 
     def titles(self) -> dict[str, str]:
-        """Arm name -> title."""
-        return {row.arm: row.title for row in self.rows}
+        """Arm name -> title; an arm whose teacher is evaluated too goes by its student's."""
+        students_last = sorted(self.rows, key=lambda row: row.evaluates == "student")
+        return {row.arm: row.title for row in students_last}
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,8 @@ def _caveats(results: Results) -> list[str]:
 
 def _uneven_calls(results: Results) -> str | None:
     """The contrast whose arms differ most in verifier calls, if any differs much."""
-    calls = {row.arm: row.spent.get("verifier_calls", 0) for row in results.rows}
+    students_last = sorted(results.rows, key=lambda row: row.evaluates == "student")
+    calls = {row.arm: row.spent.get("verifier_calls", 0) for row in students_last}
     uneven = []
     for row in results.differences:
         pair = (calls.get(row.better, 0), calls.get(row.than, 0))

@@ -277,3 +277,20 @@ def test_the_folder_keeps_the_resolved_recipe(straight: Path) -> None:
     manifests = (straight / "run" / "artifacts").glob("*/manifest.json")
     kinds = {json.loads(path.read_text())["kind"] for path in manifests}
     assert kinds == {"source", "pretrain", "grpo", "teacher_rollouts", "warmup", "opd", "evaluate"}
+
+
+def test_a_stage_of_two_arms_is_named_after_its_part_in_each(tmp_path: Path) -> None:
+    arms = {
+        "cold": {"student": ["grpo"]},
+        "same_size": {"teacher": ["grpo"], "student": ["opd"], "teacher_model": "student"},
+        "rl": {"teacher": ["grpo"]},
+    }
+    outcome = start(tmp_path, arms=arms, contrasts=[])
+    found = {(row.arm, row.evaluates): row.chain for row in outcome.rows}
+    assert found == {
+        ("cold", "student"): ("student: grpo(labels)",),
+        ("same_size", "student"): ("teacher: grpo(labels)", "student: opd(prompts)"),
+        ("rl", "teacher"): ("teacher: grpo(labels)",),
+        ("base_student", "teacher"): (),
+        ("base_teacher", "teacher"): (),
+    }

@@ -215,12 +215,14 @@ class _Rows:
         for name, title in self._record.titles.items():
             plans = [plan for plan in graph.arms if plan.arm == name]
             teachers = {p.seed: (p.teacher, p.teacher_evaluations) for p in plans if p.teacher}
-            if all(graph.nodes[end].role == "teacher" for end, _ in teachers.values()):
+            trained = any(graph.nodes[end].role != "base" for end, _ in teachers.values())
+            if trained and self._is_news(teachers):
                 rows += self._of(name, f"{title}: its teacher", "teacher", teachers)
         for model in dict.fromkeys(base.model_name for base in graph.bases):
             bases = [base for base in graph.bases if base.model_name == model]
             ends = {base.seed: (base.model, base.evaluations) for base in bases}
-            rows += self._of(f"base_{model}", f"base {model}", "teacher", ends)
+            if self._is_news(ends):
+                rows += self._of(f"base_{model}", f"base {model}", "teacher", ends)
         return tuple(rows)
 
     def _of(
@@ -230,12 +232,8 @@ class _Rows:
         evaluates: Role,
         ends: Mapping[int, tuple[str, Mapping[str, str]]],
     ) -> list[RowOutcome]:
-        """Rows of one model, one an evaluation set; none if all of its seeds were shown."""
-        endpoints = [end for end, _ in ends.values()]
-        own_row = arm in self._record.titles and evaluates == self._evaluates(arm)
-        if not own_row and self._shown.issuperset(endpoints):
-            return []
-        self._shown.update(endpoints)
+        """Rows of one model over its seeds, one an evaluation set."""
+        self._shown.update(end for end, _ in ends.values())
         rows = []
         for eval_set in next(iter(ends.values()))[1] if ends else ():
             by_seed = {
@@ -250,8 +248,9 @@ class _Rows:
                 rows.append(self._row(arm, title, evaluates, eval_set, by_seed))
         return rows
 
-    def _evaluates(self, arm: str) -> Role:
-        return next(plan.evaluates for plan in self._record.graph.arms if plan.arm == arm)
+    def _is_news(self, ends: Mapping[int, tuple[str, Mapping[str, str]]]) -> bool:
+        """Whether some seed's model is not in a row yet."""
+        return not self._shown.issuperset(end for end, _ in ends.values())
 
     def _row(
         self,
@@ -277,18 +276,26 @@ class _Rows:
             table=read_attempts(
                 [self._store.path(e) / "attempts.parquet" for e in evaluations], tuple(by_seed)
             ),
-            chain=chain_words(graph, ends[0]),
+            chain=chain_words(graph, ends[0], evaluates),
             spent={name: int(v) if v == int(v) else v for name, v in spent.items()},
             stages=graph.closure(ends),
             evaluations=evaluations,
         )
 
 
-def chain_words(graph: Graph, endpoint: str) -> tuple[str, ...]:
-    """How a model was trained after its base, such as "teacher: grpo(labels)"."""
+def chain_words(graph: Graph, endpoint: str, evaluates: Role) -> tuple[str, ...]:
+    """How a model and its teacher were trained after their bases, such as "teacher: grpo(labels)".
+
+    A stage may be one arm's teacher and another's student: the way to `endpoint` says which.
+    """
+    own = set()
+    ancestor: str | None = endpoint
+    while ancestor is not None:
+        own.add(ancestor)
+        ancestor = graph.nodes[ancestor].model
     return tuple(
-        f"{node.role}: {node.kind}({node.pool})"
-        for node in (graph.nodes[f] for f in graph.closure([endpoint]))
+        f"{evaluates if node.fingerprint in own else 'teacher'}: {node.kind}({node.pool})"
+        for node in (graph.nodes[fingerprint] for fingerprint in graph.closure([endpoint]))
         if node.role != "base" and node.kind != "teacher_rollouts"
     )
 

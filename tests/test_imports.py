@@ -58,6 +58,7 @@ TORCH_FREE = (
     "headwater.seeding",
     "headwater.api",
     "headwater.cli",
+    "headwater.comparison",
     "headwater.console",
     "headwater.doctor",
     "headwater.recipes",

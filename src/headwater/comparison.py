@@ -18,10 +18,9 @@ from headwater.config.base import Settings
 from headwater.config.recipe import Compute, Evaluation
 from headwater.config.stages import Sampling
 from headwater.errors import InputError
-from headwater.evals import attempts, statistics
+from headwater.evals import statistics
 from headwater.ledger import Ledger
 from headwater.models.source_names import SourceKind, describe_source, require_available
-from headwater.models.sources import materialise
 from headwater.stages.job import StageContext, StageJob
 from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.tasks.prompts import check_prompt_matches_verifier
@@ -179,12 +178,14 @@ def _attempts(
     data: LabelledProblems,
     verifier: Verifier,
 ) -> Path:
-    """Sample and grade one model; returns its attempts.parquet."""
+    """Sample and grade one model; returns its attempts.parquet. Loads torch."""
+    from headwater.evals import attempts
+    from headwater.models.sources import materialise
+
     model_dir = Path(model)
     if not model_dir.is_dir():
         model_dir = folder / "model"
-        if not model_dir.is_dir():
-            materialise(model, model_dir, seed=settings.seed)
+        materialise(model, model_dir, seed=settings.seed)
     job = StageJob(
         kind="evaluate",
         config=Evaluation(attempts=settings.attempts, sampling=settings.sampling),

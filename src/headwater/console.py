@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,19 @@ if TYPE_CHECKING:
 _HEALTH_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
-_PLANNED = ("labels", "verifier_calls", "generated_tokens", "trained_tokens", "updates", "flops")
-_PLANNED_COST = ("seconds", "peak_memory_bytes")
+# Counter of the ledger -> its heading where many stand side by side.
+_PLANNED = {
+    "labels": "labels",
+    "verifier_calls": "calls",
+    "generated_tokens": "generated",
+    "teacher_scored_tokens": "scored",
+    "trained_tokens": "trained",
+    "updates": "updates",
+    "flops": "FLOPs",
+    "seconds": "time",
+    "peak_memory_bytes": "memory",
+}
+_PLANNED_OF_A_STAGE = ("labels", "verifier_calls", "generated_tokens", "updates", "seconds")
 
 
 def show_report(console: Console, result: RunReport) -> None:
@@ -46,45 +58,51 @@ def show_samples(
 
 def show_plan(console: Console, plan: Plan) -> None:
     """Distinct stages, what each arm uses, the totals and the warnings."""
-    from headwater.report.quantities import COUNTER_NAMES, duration, spent
+    from headwater.report.quantities import duration
 
-    headings = [COUNTER_NAMES[name] for name in (*_PLANNED, *_PLANNED_COST)]
-
-    def cells(spending: Spending) -> list[str]:
-        amounts = spending.as_dict()
-        return [spent(name, amounts[name]) for name in (*_PLANNED, *_PLANNED_COST)]
-
-    stages = _table("stage", "model", "on", "seed", "used by", "state", *headings)
-    stages.title = f"{plan.name}: {len(plan.stages)} distinct stages"
-    for stage in plan.stages:
-        users = ", ".join(stage.arms) or "base models"
-        state = "cached" if stage.cached else "shared" if stage.shared else ""
-        stages.add_row(
-            stage.kind,
-            stage.model,
-            stage.pool or "",
-            str(stage.seed),
-            users,
-            state,
-            *cells(stage.spending),
-        )
-    console.print(stages)
-    arms = _table("arm", "seed", "stages", *headings)
-    arms.title = "what each arm uses, shared stages included"
-    for arm in plan.arms:
-        arms.add_row(arm.arm, str(arm.seed), str(len(arm.stages)), *cells(arm.spending))
-    console.print(arms)
-    totals = _table("together", *headings)
-    totals.add_row("training, each stage once", *cells(plan.training))
-    totals.add_row("evaluation", *cells(plan.evaluation))
-    totals.add_row("still to do", *cells(plan.to_do))
-    console.print(totals)
+    console.print(_planned_stages(plan))
+    console.print(_planned_arms(plan))
     for warning in plan.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
     console.print(
-        f"about {duration(plan.to_do.seconds)} to go. Tokens are upper bounds; FLOPs, time and "
-        "memory are orders of magnitude. Nothing was trained."
+        f"About {duration(plan.to_do.seconds)} to go; nothing was trained. Tokens are upper bounds "
+        "(each response as long as it may get); FLOPs, time and memory are orders of magnitude."
     )
+
+
+def _planned_stages(plan: Plan) -> Table:
+    shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
+    table = _table("stage", "model", "on", "seed", "used by", "", *shown.values())
+    table.title = f"{plan.name}: {len(plan.stages)} distinct stages"
+    for stage in plan.stages:
+        users = ", ".join(stage.arms) or "base models"
+        state = "cached" if stage.cached else "shared" if stage.shared else ""
+        amounts = _planned_amounts(stage.spending, shown)
+        on = stage.pool or ""
+        table.add_row(stage.kind, stage.model, on, str(stage.seed), users, state, *amounts)
+    return table
+
+
+def _planned_arms(plan: Plan) -> Table:
+    table = _table("what it takes", "seed", *_PLANNED.values())
+    table.title = "each arm with its shared stages; then the whole run, each stage once"
+    for arm in plan.arms:
+        table.add_row(arm.arm, str(arm.seed), *_planned_amounts(arm.spending, _PLANNED))
+    table.add_section()
+    for name, spending in (
+        ("all training", plan.training),
+        ("all evaluation", plan.evaluation),
+        ("still to do", plan.to_do),
+    ):
+        table.add_row(name, "", *_planned_amounts(spending, _PLANNED))
+    return table
+
+
+def _planned_amounts(spending: Spending, names: Iterable[str]) -> list[str]:
+    from headwater.report.quantities import spent
+
+    amounts = spending.as_dict()
+    return [spent(name, amounts[name]) for name in names]
 
 
 def show_comparison(console: Console, result: Comparison) -> None:

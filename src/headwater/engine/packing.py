@@ -69,7 +69,10 @@ def micro_batches(
 
 
 def _longest(group: PackedGroup) -> tuple[int, int]:
-    return (len(group.completions), max(len(group.prompt_ids), 0) + max(map(len, group.completions)))
+    return (
+        len(group.completions),
+        max(len(group.prompt_ids), 0) + max(map(len, group.completions)),
+    )
 
 
 def _padded_tokens(groups: Sequence[PackedGroup]) -> int:
@@ -137,6 +140,8 @@ def pack_prompts(
         lengths, [[] for _ in prompts], dtype=dtype, device=device, capture=PromptCache()
     )
     ids = torch.tensor([i for p in prompts for i in p], dtype=torch.long, device=device)
-    positions = torch.tensor([i for n in lengths for i in range(n)], dtype=torch.long, device=device)
+    positions = torch.tensor(
+        [i for n in lengths for i in range(n)], dtype=torch.long, device=device
+    )
     last = torch.cumsum(torch.tensor(lengths, device=device), 0) - 1
     return ids[None], positions[None], layout, last

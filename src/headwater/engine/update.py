@@ -28,7 +28,9 @@ def learning_rate(settings: TrainingStage, step: int, total_steps: int) -> float
         return settings.lr
     span = max(1, total_steps - settings.warmup_steps)
     progress = min(1.0, (step - settings.warmup_steps) / span)
-    shape = 0.5 * (1 + math.cos(math.pi * progress)) if settings.schedule == "cosine" else 1 - progress
+    shape = (
+        0.5 * (1 + math.cos(math.pi * progress)) if settings.schedule == "cosine" else 1 - progress
+    )
     return settings.lr * (0.1 + 0.9 * shape)
 
 

@@ -57,6 +57,7 @@ class PolicySettings:
     kl_coefficient: float = 0.0
     kl_estimator: str = "k3"
     reference: FullTargets | None = None  # for the exact estimator
+    temperature: float = 1.0  # of policy and reference alike
 
 
 def policy_loss(
@@ -109,7 +110,10 @@ def _penalty(
 ) -> torch.Tensor:
     if settings.kl_estimator == "exact":
         assert settings.reference is not None
-        return reverse_kl(_teacher_logprobs(settings.reference, part), all_logprobs)
+        theirs = _teacher_logprobs(
+            settings.reference, part, settings.temperature, all_logprobs.shape[1]
+        )
+        return reverse_kl(theirs, all_logprobs)
     assert terms.reference_logprobs_T is not None
     estimator = grpo.kl_penalty_k2 if settings.kl_estimator == "k2" else grpo.kl_penalty_k3
     return estimator(logprobs, terms.reference_logprobs_T[part])

@@ -152,3 +152,9 @@ def source_config(
         kept = kept_layers(parent["num_hidden_layers"], layers)
         return {**parent, "num_hidden_layers": len(kept)}
     return None
+
+
+def hidden_size(model_dir: Path) -> int:
+    """Hidden size of the model in a folder, from its config.json."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return int(config["hidden_size"])

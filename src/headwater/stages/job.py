@@ -64,7 +64,7 @@ class StageContext:
 class MetricsLog:
     """`metrics.jsonl` of a stage: one row a step, cut back to the checkpoint on resume."""
 
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
+    def __init__(self, path: Path, resume_step: int = 0, spent_seconds: float = 0.0) -> None:
         self.path = path
         kept = []
         if resume_step and path.exists():
@@ -78,10 +78,10 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - spent_seconds
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one step's metrics; `seconds` is wall time since the stage (re)started."""
+        """Append one step's metrics; `seconds` is wall time spent on the stage so far."""
         seconds = round(time.perf_counter() - self._started, 3)
         row = {"step": step, "seconds": seconds} | {k: float(v) for k, v in metrics.items()}
         self._file.write(json.dumps(row) + "\n")

@@ -115,15 +115,24 @@ def encode_solution(
     The prompt ids are those of `encode_prompt`; the response is encoded on its own, as a
     sampled one is. Raises InputError as `encode_prompt`, and for a tokenizer without end token.
     """
+    text = render_solution(form, solution, answer)
+    return encode_prompt(tokenizer, problem, form), encode_response(tokenizer, problem, text)
+
+
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, problem: Problem, response: str
+) -> list[int]:
+    """Token ids of a response to `problem`, on its own, with the end token behind it.
+
+    Raises InputError for a tokenizer without end token or without a token for some character.
+    """
     end = tokenizer.eos_token_id
     if end is None:
         raise InputError(
-            f"tokenizer {tokenizer.name_or_path!r} has no end token, so that a solution could not "
+            f"tokenizer {tokenizer.name_or_path!r} has no end token, so that a response could not "
             "end; set eos_token in its tokenizer_config.json"
         )
-    text = render_solution(form, solution, answer)
-    prompt_ids = _encode_chat(tokenizer, problem.id, render(problem, form))
-    return prompt_ids, [*_encode_text(tokenizer, problem.id, text), end]
+    return [*_encode_text(tokenizer, problem.id, response), end]
 
 
 def check_prompt_matches_verifier(

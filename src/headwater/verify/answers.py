@@ -140,13 +140,25 @@ _ENVIRONMENT = re.compile(
     re.DOTALL,
 )
 _ROW_SKIP = re.compile(r"^ ?\[[\d.]+ ?(?:em|ex|pt|mm|cm)\]")
-_BASED = re.compile(r"^\(? ?([0-9A-Za-z]+) ?\)? ?_ ?\{? ?(?:\\text ?\{)? ?(?:base )?(\w+) ?\}*$")
-_BASE_WORDS = re.compile(r"^([0-9A-Za-z]+) (?:\\text ?\{ ?)?\(?(?:in )?base[ -](\w+)\)? ?\}?$")
-_BASE_NAMES = {
-    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16,
+_BASED = re.compile(
+    r"(-?) ?\(? ?(?:\\text ?\{)? ?(\w*\d[\w.]*|[A-Za-z]\w+) ?\}? ?\)?"
+    r" ?(?:_ ?\{?|(?:\\text ?\{ ?)?\(?(?:in )?base[ -])"
+    r" ?(?:\\text ?\{)? ?(?:base )?(\d+|[a-z]+)[ })]*"
+)
+_NUMBER_WORDS = {
+    name: number
+    for number, name in enumerate(
+        (
+            "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+            "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+        )
+    )
 }  # fmt: skip
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+_ALL_REALS = re.compile(
+    r"\\mathbb ?\{R\}|(?:\\text ?\{)? ?all real(?: number)?s ?\}?", re.IGNORECASE
+)
+_TEXT_LIST = re.compile(r"\\text ?\{((?: ?[A-Za-z\d] ?(?:,|;|and|or|(?=\})))+)\}")
 _WORDS = re.compile(r"[A-Za-z\d .,;:'\"!?()\-]+")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 
@@ -161,6 +173,8 @@ def read_answer(text: str) -> Answer:
 
 def _read(text: str) -> Answer:
     text = without_outer_braces(text)
+    if _ALL_REALS.fullmatch(text):
+        return _interval(None, "(", None, ")")
     for reader in (
         _read_matrix, _read_words, _read_approximation, _read_list, _read_member, _read_union,
         _read_relation, _read_brackets, _read_based, _read_ratio,
@@ -198,7 +212,8 @@ def _read_words(text: str) -> Answer | None:
     words = [word for word in _WORD.findall(flat) if not _mathematical(word)]
     if not words or split_unit(text).body != text:
         return None
-    return Text(text_key(flat))
+    key = text_key(flat)
+    return Scalar(Number(Fraction(_NUMBER_WORDS[key]))) if key in _NUMBER_WORDS else Text(key)
 
 
 def text_key(text: str) -> str:
@@ -214,10 +229,11 @@ def _read_approximation(text: str) -> Answer | None:
     sides = split_at(text, _APPROXIMATELY)
     if len(sides) < 2:
         return None
-    return _read(sides[1] if is_label(sides[0]) else sides[0])
+    return _read(sides[0] if sides[0] and not is_label(sides[0]) else sides[1])
 
 
 def _read_list(text: str) -> Answer | None:
+    text = _TEXT_LIST.sub(lambda piece: f" {piece.group(1)} ", text)
     separators: list[str] = []
     pieces: list[str] = []
     for part in split_at_signs(text, ",;"):
@@ -375,14 +391,18 @@ def _read_set(inside: str) -> Answer | None:
 
 
 def _read_based(text: str) -> Answer | None:
-    numeral = _BASED.match(text) or _BASE_WORDS.match(text)
-    if numeral is None or not numeral.group(1)[0].isdigit():
+    numeral = _BASED.fullmatch(text)
+    if numeral is None:
         return None
-    name = numeral.group(2)
-    base = int(name) if name.isdigit() and len(name) < 3 else _BASE_NAMES.get(name.lower())
-    if base is None or not 2 <= base <= 36:
+    sign, digits, name = numeral.groups()
+    base = int(name) if name.isdigit() and len(name) < 3 else _NUMBER_WORDS.get(name)
+    if base is None or not 2 <= base <= 36 or not all(_is_digit(d, base) for d in digits):
         return None
-    return Based(numeral.group(1).lower().lstrip("0") or "0", base)
+    return Based(sign + (digits.lower().lstrip("0") or "0"), base)
+
+
+def _is_digit(digit: str, base: int) -> bool:
+    return digit == "." or (digit.isascii() and digit.isalnum() and int(digit, 36) < base)
 
 
 def _read_ratio(text: str) -> Answer | None:
@@ -401,8 +421,8 @@ def _read_scalar(text: str) -> Answer:
         tree = read_expression(without_outer_braces(body))
     except Unreadable:
         flat = _TEXT.sub(r" \1 ", text)
-        has_words = any(not _mathematical(word) for word in _WORD.findall(flat))
-        return Text(text_key(flat)) if has_words and text_key(flat) else Opaque(text)
+        words = flat != text or any(not _mathematical(word) for word in _WORD.findall(flat))
+        return Text(text_key(flat)) if words and text_key(flat) else Opaque(text)
     if measured.multiplier != 1:
         tree = Operation("*", (tree, Number(Fraction(measured.multiplier))))
     return Scalar(tree, measured.unit)

@@ -130,6 +130,6 @@ def _product(*values: Fraction) -> Fraction:
 _RATIONAL: dict[str, Any] = {
     "+": _sum, "*": _product, "neg": lambda value: -value, "inv": _inverse, "^": _power,
     "!": _factorial, "binom": _binomial, "sqrt": _root, "root": _root, "abs": abs,
-    "floor": lambda value: Fraction(math.floor(value)), "conj": lambda value: value,
+    "floor": lambda value: Fraction(math.floor(value)),
     "ceil": lambda value: Fraction(math.ceil(value)),
 }  # fmt: skip

@@ -57,6 +57,12 @@ FUNCTIONS = frozenset(
     }
 )  # fmt: skip
 _PLAIN_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "infty"}
+_DECORATIONS = frozenset(
+    {
+        "overline", "bar", "vec", "hat", "tilde", "overrightarrow", "mathbb", "mathcal", "angle",
+        "triangle",
+    }
+)  # fmt: skip
 _CONSTANTS = frozenset({"pi", "infty"})
 _GREEK = frozenset(
     {
@@ -253,12 +259,21 @@ class _Reader:
         return Number(whole.value + part)
 
     def power(self) -> Expression:
-        """postfix ('^' exponent)?, from the right; a degree sign is left to the caller's units."""
+        """postfix ('^' exponent)?, from the right; a degree is pi/180."""
         value = self.postfix(self.nested(self.atom))
-        if self.accept("^"):
-            exponent = self.signed(lambda: self.nested(self.power))
-            return self.postfix(self.node("^", value, exponent))
-        return value
+        if not self.accept("^"):
+            return value
+        if self.degree_sign():
+            return self.node("*", value, _DEGREE)
+        exponent = self.signed(lambda: self.nested(self.power))
+        return self.postfix(self.node("^", value, exponent))
+
+    def degree_sign(self) -> bool:
+        r"""Take the `\circ` or `{\circ}` of `90^\circ`."""
+        ahead = [token.text for token in self.tokens[self.position : self.position + 3]]
+        signs = 1 if ahead[0] == "circ" else 3 if ahead == ["{", "circ", "}"] else 0
+        self.position += signs
+        return signs > 0
 
     def postfix(self, value: Expression) -> Expression:
         while self.accept("'"):
@@ -298,17 +313,19 @@ class _Reader:
         return Number(token.value + period / 10**places)
 
     def subscript(self) -> str:
-        if not self.accept("_"):
-            return ""
+        return "_" + self.spelled() if self.accept("_") else ""
+
+    def spelled(self) -> str:
+        """The next token, or the tokens of the next braces, as a name."""
         if not self.accept("{"):
-            return "_" + self.take().text
+            return self.take().text
         name = []
         while not self.accept("}"):
             token = self.take()
             if token.kind == "end" or token.text in "{}":
-                raise Unreadable("a subscript that does not end")
+                raise Unreadable("a name that does not end")
             name.append(token.text)
-        return "_" + "".join(name)
+        return "".join(name)
 
     def bracketed(self, opening: str) -> Expression:
         bars, self.bars = self.bars, int(opening == "|")
@@ -345,8 +362,8 @@ class _Reader:
             if self.take().text != "r" + name[1:]:
                 raise Unreadable("a floor or ceiling that does not close")
             return self.node(name[1:], value)
-        if name in ("overline", "bar"):
-            return self.node("conj", self.argument())
+        if name in _DECORATIONS:
+            return Symbol(f"{name} {self.spelled()}")
         if name in FUNCTIONS:
             return self.function(name)
         if name in _CONSTANTS or name in _GREEK:
@@ -386,6 +403,7 @@ class _Reader:
 
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 _ONE = Number(Fraction(1))
+_DEGREE = Operation("*", (Symbol("pi"), Number(Fraction(1, 180))))
 _MINUS_ONE = (Number(Fraction(-1)), Operation("neg", (_ONE,)))
 
 

@@ -23,7 +23,7 @@ _BOX = re.compile(r"\\boxed(?![a-zA-Z])")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\s*([^\s${}][^\s$]*)")
 _HASH = re.compile(r"####[ \t]*([^\n]*)")
-_ANSWER_IS = re.compile(r"\banswer\s{0,9}(?:is\b|:)[ \t]*:?[ \t]*([^\n]*)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer\s{0,9}(?:is\b|:)[ \t]*:?[ \t]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s+[A-Z]|\s*$)")
 
 
@@ -120,10 +120,10 @@ def _matching_braces(text: str) -> dict[int, int]:
 
 
 def _closing_sentence(text: str) -> str | None:
-    sentences = _ANSWER_IS.findall(text)
-    if not sentences:
+    starts = [match.end() for match in _ANSWER_IS.finditer(text)]
+    if not starts:
         return None
-    sentence = sentences[-1]
+    sentence = text[starts[-1] :].partition("\n")[0]
     dollar = re.match(r"\s*\$([^$\n]+)\$", sentence)
     if dollar:
         return dollar.group(1).strip()

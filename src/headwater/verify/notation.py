@@ -64,7 +64,7 @@ _TEXT_COMMANDS = frozenset(
 )  # fmt: skip
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\*?[ \t\n]*|\\([^a-zA-Z])", re.DOTALL)
 _SPACES_OF_TEX = frozenset(",;:! >/\t\n()[]")
-_EMPTY_GROUP_COMMA = re.compile(r"(?<=\d)\{,\}\s*(?=\d)")
+_EMPTY_GROUP_COMMA = re.compile(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)")
 _SMALL_SPACE_COMMA = re.compile(r"(?<=\d)\s*,\s*\\[!,]\s*(?=\d)")
 _GROUPED_BY_COMMA = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _GROUPED_BY_SPACE = re.compile(

@@ -95,7 +95,7 @@ def _apply(operator: str, operands: list[Any]) -> Any:
 _NUMERIC: dict[str, Any] = {
     "neg": lambda value: -value, "inv": lambda value: 1 / value, "!": _MP.factorial,
     "binom": _MP.binomial, "sqrt": _MP.sqrt, "abs": abs, "floor": _MP.floor,
-    "ceil": _MP.ceil, "conj": _MP.conj, "exp": _MP.exp, "ln": _MP.log,
+    "ceil": _MP.ceil, "exp": _MP.exp, "ln": _MP.log,
     "sin": _MP.sin, "cos": _MP.cos, "tan": _MP.tan, "cot": _MP.cot,
     "sec": _MP.sec, "csc": _MP.csc, "arcsin": _MP.asin, "arccos": _MP.acos,
     "arctan": _MP.atan, "sinh": _MP.sinh, "cosh": _MP.cosh, "tanh": _MP.tanh,

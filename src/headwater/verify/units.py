@@ -43,7 +43,7 @@ _CHANGES_MEANING = frozenset(
         "most", "least", "between", "minus", "plus", "times", "divided", "squared", "cubed",
         "is", "are", "was", "were", "if", "unless", "except", "without", "unknown", "undefined",
         "impossible", "mod", "modulo", "remainder", "base", "factorial", "power", "root",
-        "sqrt", "to", "from", "but", "wait", "actually", "correct", "right", "true", "answer",
+        "sqrt", "to", "from", "but", "wait", "actually", "answer",
         "half", "quarter", "third", "twice", "double", "triple", "other", "first", "last",
         "negative", "positive", "else", "instead", "both", "all", "any", "sin", "cos", "tan",
         "cot", "sec", "csc", "log", "ln", "exp", "lim", "where", "when", "such", "that",
@@ -59,6 +59,7 @@ _CURRENCY = re.compile(r"^([+-]? ?)(?:US ?)?(?:\\\$|[£€¥]|USD |Rs\.? ?)\s*")
 _TRAILING_TEXT = re.compile(r"\\text ?\{([^{}]*)\}(?: ?\^ ?\{? ?([23]) ?\}?)?$")
 _TRAILING_CURRENCY = re.compile(r"(?:\\\$|[£€¥])$")
 _TRAILING_DEGREES = re.compile(r"\^ ?\{? ?\\circ ?\}?(?: ?\\text ?\{ ?([CF]) ?\}| ?([CF]))?$")
+_ANGLE_FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
 _TRAILING_WORDS = re.compile(
     r"(?<=[\d\s}).])([A-Za-z]+\.?(?:(?: ?/ ?| |-)[A-Za-z]+\.?)*)(?: ?\^ ?\{? ?([23]) ?\}?)?$"
 )
@@ -107,7 +108,8 @@ def _trailing(text: str) -> Measured | None:
         return Measured(text[:-1].rstrip("\\"), PERCENT)
     if currency := _TRAILING_CURRENCY.search(text):
         return Measured(text[: currency.start()], currency.group().lstrip("\\"))
-    if degrees := _TRAILING_DEGREES.search(text):
+    degrees = _TRAILING_DEGREES.search(text)
+    if degrees and not _ANGLE_FUNCTION.search(text):
         scale = degrees.group(1) or degrees.group(2) or ""
         return Measured(text[: degrees.start()], DEGREE + scale)
     words = _TRAILING_TEXT.search(text)

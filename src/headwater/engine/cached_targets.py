@@ -1,0 +1,62 @@
+"""Reading cached teacher rollouts and their distributions back, a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+
+from headwater.errors import StageError
+from headwater.types import FullTargets, TeacherTargets, TopKTargets
+
+
+class CachedRollouts:
+    """A published `teacher_rollouts` artifact. Row numbers count its rollouts in file order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        table = pq.read_table(folder / "rollouts.parquet", columns=["prompt_ids", "response_ids"])
+        self.examples: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+            (tuple(p), tuple(r))
+            for p, r in zip(
+                table["prompt_ids"].to_pylist(), table["response_ids"].to_pylist(), strict=True
+            )
+        ]
+        self._where: list[tuple[Path, int, int]] = []  # file, first token, end
+        for path in sorted(folder.glob("targets-*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                offsets = file.get_tensor("offsets").tolist()
+            self._where += [
+                (path, start, end) for start, end in zip(offsets, offsets[1:], strict=False)
+            ]
+        self._head: torch.Tensor | None = None
+
+    def targets(
+        self, rows: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> TeacherTargets:
+        """The teacher's distributions on the tokens of `rows`, in that order."""
+        if len(self._where) != len(self.examples):
+            raise StageError(
+                f"{self._folder}: {len(self.examples)} rollouts but distributions of "
+                f"{len(self._where)}; delete the folder so that it is sampled again"
+            )
+        pieces: dict[str, list[torch.Tensor]] = {}
+        for row in rows:
+            path, start, end = self._where[row]
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    if name != "offsets":
+                        pieces.setdefault(name, []).append(file.get_slice(name)[start:end])
+        whole = {name: torch.cat(parts).to(device) for name, parts in pieces.items()}
+        if "hidden_TH" in whole:
+            return FullTargets(whole["hidden_TH"].to(dtype), self._head_on(device, dtype))
+        return TopKTargets(whole["ids_TK"].long(), whole["logprobs_TK"])
+
+    def _head_on(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        if self._head is None:
+            with safe_open(self._folder / "head.safetensors", framework="pt") as file:
+                self._head = file.get_tensor("head_VH").to(device=device, dtype=dtype)
+        return self._head

@@ -1,0 +1,79 @@
+"""A frozen model that scores other models' tokens: teacher or reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from headwater.engine.attention import ATTENTION_NAME
+from headwater.engine.forward import head_weight, hidden_at_targets
+from headwater.engine.packing import TokenBatch
+from headwater.losses.chunked_head import chunked_head_loss
+from headwater.models.loading import load_model
+from headwater.types import FullTargets, LossSums, TopKTargets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenModel:
+    """A model without gradients; its vocabulary is cut to the tokenizer's own tokens."""
+
+    model: PreTrainedModel
+    vocab_size: int
+    parameters: int
+
+    @classmethod
+    def load(
+        cls, path: Path, device: torch.device, dtype: torch.dtype, vocab_size: int
+    ) -> FrozenModel:
+        """Load a model folder for scoring."""
+        model = load_model(
+            path, dtype=dtype, device=str(device), attn_implementation=ATTENTION_NAME
+        )
+        model.requires_grad_(False)
+        return cls(model, vocab_size, sum(p.numel() for p in model.parameters()))
+
+    @property
+    def head_VH(self) -> torch.Tensor:
+        """The output head [V, H]."""
+        return head_weight(self.model, self.vocab_size)
+
+    def targets(self, batch: TokenBatch) -> FullTargets:
+        """The whole distribution at every target, as hidden states and the head."""
+        with torch.no_grad():
+            return FullTargets(hidden_at_targets(self.model, batch), self.head_VH)
+
+    def top_k(self, batch: TokenBatch, k: int, temperature: float = 1.0) -> TopKTargets:
+        """The k most likely tokens at every target; logits exist a chunk at a time."""
+        ids, logprobs = [], []
+
+        def collect(logits_CV: torch.Tensor, part: slice) -> LossSums:
+            top = torch.log_softmax(logits_CV, dim=-1).topk(min(k, logits_CV.shape[-1]), dim=-1)
+            ids.append(top.indices)
+            logprobs.append(top.values)
+            return LossSums(logits_CV.new_zeros(()), 0.0)
+
+        self._chunks(batch, collect, temperature)
+        return TopKTargets(torch.cat(ids), torch.cat(logprobs))
+
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> torch.Tensor:
+        """Log-probabilities of the targets, float32 [T], nats."""
+        found = []
+
+        def collect(logits_CV: torch.Tensor, part: slice) -> LossSums:
+            picked = logits_CV.gather(-1, batch.target_ids_T[part, None])[:, 0]
+            found.append(picked - torch.logsumexp(logits_CV, dim=-1))
+            return LossSums(logits_CV.new_zeros(()), 0.0)
+
+        self._chunks(batch, collect, temperature)
+        return torch.cat(found)
+
+    def _chunks(self, batch: TokenBatch, collect: object, temperature: float) -> None:
+        with torch.no_grad():
+            hidden = hidden_at_targets(self.model, batch)
+            chunked_head_loss(hidden, self.head_VH, collect, temperature=temperature)  # type: ignore[arg-type]

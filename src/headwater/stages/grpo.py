@@ -1,0 +1,222 @@
+"""GRPO: sample groups, grade them through the vault, push up what beat its group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from headwater.config.stages import GRPOStage
+from headwater.engine.forward import head_weight, hidden_at_targets
+from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
+from headwater.losses.chunked_head import chunked_head_loss
+from headwater.losses.grpo import group_advantages, zero_variance
+from headwater.losses.token_losses import PolicySettings, PolicyTerms, policy_loss
+from headwater.rollout.scoring import FrozenModel
+from headwater.stages.job import StageContext, StageJob
+from headwater.stages.learner import Learner
+from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
+from headwater.types import LossSums, Problem, RolloutGroup, Verdict
+
+
+def run(job: StageJob, context: StageContext) -> None:
+    """Train `job.model_dir` for `config.steps` steps on the verifier's verdicts."""
+    config = job.config
+    assert isinstance(config, GRPOStage)
+    updates = config.steps * config.updates_per_batch
+    with Learner(job, context, total_steps=config.steps, updates=updates) as learner:
+        trainer = _GRPO(learner, config)
+        for step in learner.steps():
+            trainer.step(step)
+        learner.publish()
+
+
+class _GRPO:
+    def __init__(self, learner: Learner, config: GRPOStage) -> None:
+        job = learner.job
+        self.learner, self.config = learner, config
+        self.stream = ProblemStream(job.problems, job.seed, job.stream)
+        self.source = RolloutSource(job, learner.model, learner.tokenizer, config.sampling)
+        self.reference = (
+            FrozenModel.load(job.model_dir, learner.device, learner.dtype, learner.vocab_size)
+            if config.kl.coefficient > 0 and job.model_dir is not None
+            else None
+        )
+
+    def step(self, step: int) -> None:
+        """One batch of rollouts and the updates on it."""
+        started = time.perf_counter()
+        problems, batch, texts, verdicts, extra = self._collect(step)
+        sampled = time.perf_counter()
+        rewards = torch.tensor([float(v is Verdict.CORRECT) for v in verdicts])
+        rewards_PG = rewards.view(len(problems), -1)
+        metrics = self._update(batch, rewards_PG)
+        tokens = int(batch.lengths_N.sum())
+        now = time.perf_counter()
+        count = len(verdicts)
+        metrics |= (
+            batch.shape_metrics()
+            | extra
+            | {
+                "reward": float(rewards.mean()),
+                "pass_rate": float(rewards.mean()),
+                "zero_variance_share": float(zero_variance(rewards_PG).float().mean()),
+                "unparseable_share": sum(v is Verdict.UNPARSEABLE for v in verdicts) / count,
+                "timeout_share": sum(v is Verdict.TIMEOUT for v in verdicts) / count,
+                "sampling_seconds": sampled - started,
+                "training_seconds": now - sampled,
+                "tokens_per_second": tokens / (now - started),
+            }
+        )
+        rows = readable_rows(self.learner.job, step, batch, texts, problems, verdicts)
+        self.learner.record(step, metrics, rows)
+
+    def _collect(
+        self, step: int
+    ) -> tuple[list[Problem], RolloutBatch, list[str], list[Verdict], dict[str, float]]:
+        """Rollouts and verdicts; with dynamic sampling, flat groups are replaced by new ones."""
+        config, learner = self.config, self.learner
+        rounds = 1 + (config.dynamic_sampling.max_rounds if config.dynamic_sampling else 0)
+        kept: list[tuple[Problem, RolloutGroup, list[str], list[Verdict]]] = []
+        spare: list[tuple[Problem, RolloutGroup, list[str], list[Verdict]]] = []
+        for round_ in range(rounds):
+            missing = config.prompts_per_step - len(kept)
+            if missing == 0:
+                break
+            problems = self.stream.take(learner.cursor, missing)
+            learner.cursor += missing
+            for group in self._graded(problems, step * rounds + round_):
+                useful = len(set(group[3])) > 1 or rounds == 1
+                (kept if useful else spare).append(group)
+        replaced = len(spare)
+        kept = [*kept, *spare][: config.prompts_per_step]
+        extra = {"replaced_groups": float(replaced)} if config.dynamic_sampling else {}
+        return (
+            [problem for problem, *_ in kept],
+            RolloutBatch(tuple(group for _, group, *_ in kept)),
+            [text for *_, texts, _ in kept for text in texts],
+            [verdict for *_, verdicts in kept for verdict in verdicts],
+            extra,
+        )
+
+    def _graded(
+        self, problems: Sequence[Problem], draw: int
+    ) -> list[tuple[Problem, RolloutGroup, list[str], list[Verdict]]]:
+        learner, size = self.learner, self.config.group_size
+        groups = self.source.draw(problems, size, draw)
+        texts = [[self.source.text(r) for r in group.rollouts] for group in groups]
+        assert learner.context.vault is not None
+        requests = [
+            (problem.id, text) for problem, own in zip(problems, texts, strict=True) for text in own
+        ]
+        verdicts = learner.context.vault.grade(learner.context.account, requests)
+        generated = sum(len(r.response_ids) for g in groups for r in g.rollouts)
+        learner.charge(
+            prompts=len(problems),
+            generated_tokens=generated,
+            flops=2.0 * learner.parameters * generated,
+        )
+        return [
+            (problem, group, own, verdicts[i * size : (i + 1) * size])
+            for i, (problem, group, own) in enumerate(zip(problems, groups, texts, strict=True))
+        ]
+
+    def _update(self, batch: RolloutBatch, rewards_PG: torch.Tensor) -> dict[str, float]:
+        config, learner = self.config, self.learner
+        advantages_N = group_advantages(rewards_PG, config.advantage).reshape(-1)
+        weights_N, denominator = batch.token_weights(
+            config.normalization, self.source.sampling.max_new_tokens
+        )
+        has_signal = config.kl.coefficient > 0
+        keep = [has_signal or not flat for flat in zero_variance(rewards_PG).tolist()]
+        groups = batch.packed(keep)
+        if not groups:
+            for _ in range(config.updates_per_batch):
+                learner.updater.skip()
+            learner.charge(updates=config.updates_per_batch)
+            return {"grad_norm": 0.0, "loss": 0.0}
+        micros = list(micro_batches(groups, config.micro_batch_tokens))
+        old: dict[int, torch.Tensor] = {}
+        metrics: dict[str, float] = {}
+        for _ in range(config.updates_per_batch):
+            losses = [
+                partial(self._loss, i, micro, batch, advantages_N, weights_N, old)
+                for i, micro in enumerate(micros)
+            ]
+            result = learner.updater.step(losses, denominator)
+            metrics = dict(result.metrics) | {"loss": result.loss, "grad_norm": result.grad_norm}
+            learner.charge_training(sum(group.tokens for group in groups))
+        return metrics
+
+    def _loss(
+        self,
+        index: int,
+        micro: Sequence[PackedGroup],
+        batch: RolloutBatch,
+        advantages_N: torch.Tensor,
+        weights_N: torch.Tensor,
+        old: dict[int, torch.Tensor],
+    ) -> LossSums:
+        """One micro-batch forward; the first update of a batch remembers its log-probabilities."""
+        learner = self.learner
+        tokens = pack(micro, dtype=learner.dtype, device=learner.device)
+        hidden = hidden_at_targets(learner.model, tokens)
+        remember = _Memory(old, index, hidden.shape[0], tokens.target_ids_T.device)
+        terms = PolicyTerms(
+            targets_T=tokens.target_ids_T,
+            advantages_T=batch.per_token(advantages_N, tokens.row_T),
+            weights_T=batch.per_token(weights_N, tokens.row_T),
+            sampler_logprobs_T=batch.sampler_logprobs(tokens.rows, learner.device),
+            old_logprobs_T=old.get(index),
+            reference_logprobs_T=self._reference_logprobs(tokens),
+        )
+        return chunked_head_loss(
+            hidden,
+            head_weight(learner.model, learner.vocab_size),
+            policy_loss(terms, self._settings(tokens), remember.callback()),
+            temperature=self.source.sampling.temperature,
+        )
+
+    def _settings(self, tokens: TokenBatch) -> PolicySettings:
+        config = self.config
+        exact = self.reference is not None and config.kl.estimator == "exact"
+        return PolicySettings(
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            importance_cap=config.importance_cap,
+            kl_coefficient=config.kl.coefficient,
+            kl_estimator=config.kl.estimator,
+            reference=self.reference.targets(tokens) if exact and self.reference else None,
+            temperature=self.source.sampling.temperature,
+        )
+
+    def _reference_logprobs(self, tokens: TokenBatch) -> torch.Tensor | None:
+        if self.reference is None or self.config.kl.estimator == "exact":
+            return None
+        return self.reference.logprobs(tokens, self.source.sampling.temperature)
+
+
+class _Memory:
+    """Keeps a micro-batch's first log-probabilities as the old policy of later updates."""
+
+    def __init__(
+        self, old: dict[int, torch.Tensor], index: int, size: int, device: torch.device
+    ) -> None:
+        self._first = index not in old
+        self._into = torch.empty(size, device=device)
+        self._old, self._index, self._seen = old, index, 0
+
+    def callback(self) -> Callable[[torch.Tensor, slice], None]:
+        """What the loss calls with each chunk's log-probabilities."""
+
+        def remember(logprobs: torch.Tensor, part: slice) -> None:
+            if not self._first:
+                return
+            self._into[part] = logprobs
+            self._seen += logprobs.shape[0]
+            if self._seen == self._into.shape[0]:
+                self._old[self._index] = self._into
+
+        return remember

@@ -1,0 +1,122 @@
+"""On-policy distillation: a KL to a frozen teacher on the student's own rollouts.
+
+No vault and no verifier: prompts only (arXiv:2605.12483, Eq. 2 and 4).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from headwater.config.stages import Divergence, MixedKL, OPDStage, SampledToken, TopK
+from headwater.engine.forward import head_weight, hidden_at_targets
+from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
+from headwater.losses.chunked_head import chunked_head_loss
+from headwater.losses.token_losses import distillation_loss
+from headwater.models.compatibility import check_same_tokenizer
+from headwater.rollout.scoring import FrozenModel
+from headwater.stages.job import StageContext, StageJob
+from headwater.stages.learner import Learner
+from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
+from headwater.types import LossSums, SampledTargets, TeacherTargets
+
+
+def run(job: StageJob, context: StageContext) -> None:
+    """Train `job.model_dir` towards `job.teacher_dir` for `config.steps` steps."""
+    config = job.config
+    assert isinstance(config, OPDStage)
+    assert job.model_dir is not None and job.teacher_dir is not None
+    check_same_tokenizer(job.model_dir, job.teacher_dir)
+    with Learner(job, context, total_steps=config.steps, updates=config.steps) as learner:
+        trainer = _OPD(learner, config)
+        for step in learner.steps():
+            trainer.step(step)
+        learner.publish()
+
+
+def forward_weight(divergence: Divergence) -> float:
+    """Weight of the forward KL in a divergence: 1 forward, 0 reverse, between for mixed."""
+    if isinstance(divergence, MixedKL):
+        return divergence.forward_weight
+    return 1.0 if divergence.kind == "forward" else 0.0
+
+
+class _OPD:
+    def __init__(self, learner: Learner, config: OPDStage) -> None:
+        job = learner.job
+        assert job.teacher_dir is not None
+        self.learner, self.config = learner, config
+        self.stream = ProblemStream(job.problems, job.seed, job.stream)
+        self.source = RolloutSource(job, learner.model, learner.tokenizer, config.sampling)
+        self.teacher = FrozenModel.load(
+            job.teacher_dir, learner.device, learner.dtype, learner.vocab_size
+        )
+
+    def step(self, step: int) -> None:
+        """One batch of student rollouts and one update on the teacher's opinion of it."""
+        config, learner = self.config, self.learner
+        started = time.perf_counter()
+        problems = self.stream.take(learner.cursor, config.prompts_per_step)
+        learner.cursor += config.prompts_per_step
+        groups = self.source.draw(problems, config.group_size, step)
+        batch = RolloutBatch(tuple(groups))
+        tokens = int(batch.lengths_N.sum())
+        learner.charge(
+            prompts=len(problems),
+            generated_tokens=tokens,
+            flops=2.0 * learner.parameters * tokens,
+        )
+        sampled = time.perf_counter()
+        weights_N, denominator = batch.token_weights(
+            config.normalization, self.source.sampling.max_new_tokens
+        )
+        packed = batch.packed()
+        micros = micro_batches(packed, config.micro_batch_tokens)
+        losses = (partial(self._loss, micro, batch, weights_N) for micro in micros)
+        result = learner.updater.step(losses, denominator)
+        trained = sum(group.tokens for group in packed)
+        learner.charge_training(trained)
+        learner.charge(teacher_scored_tokens=trained, flops=2.0 * self.teacher.parameters * trained)
+        now = time.perf_counter()
+        metrics = (
+            dict(result.metrics)
+            | batch.shape_metrics()
+            | {
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "sampling_seconds": sampled - started,
+                "training_seconds": now - sampled,
+                "tokens_per_second": tokens / (now - started),
+            }
+        )
+        texts = [self.source.text(r) for r in batch.rollouts]
+        learner.record(step, metrics, readable_rows(learner.job, step, batch, texts, problems))
+
+    def _loss(
+        self, micro: Sequence[PackedGroup], batch: RolloutBatch, weights_N: torch.Tensor
+    ) -> LossSums:
+        learner, config = self.learner, self.config
+        tokens = pack(micro, dtype=learner.dtype, device=learner.device)
+        targets = self._teacher_targets(tokens)
+        hidden = hidden_at_targets(learner.model, tokens)
+        loss = distillation_loss(
+            tokens.target_ids_T,
+            batch.per_token(weights_N, tokens.row_T),
+            targets,
+            forward_weight=forward_weight(config.kl),
+            sampler_logprobs_T=batch.sampler_logprobs(tokens.rows, learner.device),
+            importance_cap=config.importance_cap,
+        )
+        head = head_weight(learner.model, learner.vocab_size)
+        return chunked_head_loss(hidden, head, loss)
+
+    def _teacher_targets(self, tokens: TokenBatch) -> TeacherTargets:
+        targets = self.config.targets
+        if isinstance(targets, TopK):
+            return self.teacher.top_k(tokens, targets.k)
+        if isinstance(targets, SampledToken):
+            return SampledTargets(self.teacher.logprobs(tokens))
+        return self.teacher.targets(tokens)

@@ -1,0 +1,176 @@
+"""Drawing problems and rollouts for a step, and turning them into training batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headwater import seeding
+from headwater.config.stages import Sampling
+from headwater.engine.packing import PackedGroup
+from headwater.losses.grpo import token_weights
+from headwater.models.end_tokens import end_token_ids
+from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
+from headwater.stages.job import StageJob
+from headwater.tasks.prompts import encode_prompt
+from headwater.types import FinishReason, Problem, Rollout, RolloutGroup, Verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ProblemStream:
+    """The stage's problems in a seeded order, epoch after epoch; place n is always the same."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int, stream: str) -> None:
+        self._problems = problems
+        self._names = (seed, stream)
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def take(self, start: int, count: int) -> list[Problem]:
+        """Problems at places start, ..., start + count - 1."""
+        return [self._at(place) for place in range(start, start + count)]
+
+    def _at(self, place: int) -> Problem:
+        epoch, index = divmod(place, len(self._problems))
+        if epoch not in self._epochs:
+            rng = seeding.generator(*self._names, "order", epoch)
+            self._epochs = {epoch: rng.permutation(len(self._problems))} | {
+                e: order for e, order in self._epochs.items() if e == epoch - 1
+            }
+        return self._problems[int(self._epochs[epoch][index])]
+
+
+class RolloutSource:
+    """Rollouts of a model on the stage's problems, seeded by (stage, step, problem, sample)."""
+
+    def __init__(
+        self,
+        job: StageJob,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling | None,
+    ) -> None:
+        self._job, self._tokenizer = job, tokenizer
+        self.sampling = sampling or job.sampling
+        settings = SamplerSettings(
+            temperature=self.sampling.temperature,
+            max_new_tokens=self.sampling.max_new_tokens,
+            end_ids=end_token_ids(model, tokenizer),
+            vocab_size=len(tokenizer),
+        )
+        self._sampler = InProcessSampler(model, settings)
+        self._prompts: dict[str, tuple[int, ...]] = {}
+
+    def draw(self, problems: Sequence[Problem], group_size: int, step: int) -> list[RolloutGroup]:
+        """G rollouts of each problem; `step` names the randomness."""
+        job = self._job
+        requests = [
+            SampleRequest(
+                self.prompt_ids(p),
+                tuple(
+                    seeding.derive_key(job.seed, job.stream, "sample", step, p.id, sample)
+                    for sample in range(group_size)
+                ),
+            )
+            for p in problems
+        ]
+        drawn = self._sampler.sample(requests)
+        return [RolloutGroup(p.id, rollouts) for p, rollouts in zip(problems, drawn, strict=True)]
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """The problem's prompt through the chat template, encoded once."""
+        if problem.id not in self._prompts:
+            encoded = encode_prompt(self._tokenizer, problem, self._job.prompt_form)
+            self._prompts[problem.id] = tuple(encoded)
+        return self._prompts[problem.id]
+
+    def text(self, rollout: Rollout) -> str:
+        """The response as text, without the end token."""
+        return str(self._tokenizer.decode(rollout.response_ids, skip_special_tokens=True))
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """Flat view of groups: row i of N is rollout i % G of group i // G."""
+
+    groups: tuple[RolloutGroup, ...]
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All N rollouts in row order."""
+        return [r for group in self.groups for r in group.rollouts]
+
+    @property
+    def lengths_N(self) -> torch.Tensor:
+        """Response tokens of each row, int64 [N]."""
+        return torch.tensor([len(r.response_ids) for r in self.rollouts])
+
+    def packed(self, keep: Sequence[bool] | None = None) -> list[PackedGroup]:
+        """Groups ready for packing, numbered by row; `keep` leaves whole groups out."""
+        packed, row = [], 0
+        for index, group in enumerate(self.groups):
+            rows = tuple(range(row, row + len(group.rollouts)))
+            row += len(group.rollouts)
+            if keep is None or keep[index]:
+                responses = tuple(r.response_ids for r in group.rollouts)
+                packed.append(PackedGroup(group.rollouts[0].prompt_ids, responses, rows))
+        return packed
+
+    def per_token(self, values_N: torch.Tensor, row_T: torch.Tensor) -> torch.Tensor:
+        """A value of each row spread over its tokens in a micro-batch: [T]."""
+        return values_N.to(row_T.device)[row_T]
+
+    def sampler_logprobs(self, rows: Sequence[int], device: torch.device) -> torch.Tensor:
+        """The sampler's log-probabilities of the tokens of `rows`, in packing order: [T]."""
+        rollouts = self.rollouts
+        return torch.from_numpy(
+            np.concatenate([rollouts[row].sampler_logprobs for row in rows])
+        ).to(device)
+
+    def token_weights(self, kind: Any, max_tokens: int) -> tuple[torch.Tensor, float]:
+        """Weight of each row's tokens and the global denominator; see `losses.grpo`."""
+        return token_weights(self.lengths_N, kind, max_tokens)
+
+    def shape_metrics(self) -> dict[str, float]:
+        """Response length and truncation of the batch."""
+        rollouts = self.rollouts
+        truncated = sum(r.finish_reason is FinishReason.LENGTH for r in rollouts)
+        return {
+            "response_tokens": float(self.lengths_N.float().mean()),
+            "truncation_rate": truncated / len(rollouts),
+        }
+
+
+def readable_rows(
+    job: StageJob,
+    step: int,
+    batch: RolloutBatch,
+    texts: Sequence[str],
+    problems: Sequence[Problem],
+    verdicts: Sequence[Verdict] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows for `rollouts.parquet`."""
+    rows = []
+    for n, rollout in enumerate(batch.rollouts):
+        group, sample = divmod(n, len(batch.groups[0].rollouts))
+        verdict = None if verdicts is None else verdicts[n]
+        rows.append(
+            {
+                "stage": job.fingerprint,
+                "step": step,
+                "problem_id": problems[group].id,
+                "sample": sample,
+                "prompt": problems[group].prompt,
+                "response": texts[n],
+                "verdict": None if verdict is None else verdict.value,
+                "reward": None if verdict is None else float(verdict is Verdict.CORRECT),
+                "response_tokens": len(rollout.response_ids),
+                "finish_reason": rollout.finish_reason.value,
+            }
+        )
+    return rows

@@ -1,0 +1,124 @@
+"""Teacher rollouts with the teacher's distributions, sampled once and read by every arm."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+
+from headwater.config.stages import FullVocabulary, TeacherRolloutsStage, TopK
+from headwater.engine.memory import peak_memory_bytes, reset_peak_memory
+from headwater.engine.packing import micro_batches, pack
+from headwater.engine.precision import resolve_device, resolve_dtype
+from headwater.models.loading import load_tokenizer
+from headwater.models.size import hidden_size
+from headwater.rollout.scoring import FrozenModel
+from headwater.stages.job import MetricsLog, StageContext, StageJob
+from headwater.stages.rollouts import RolloutBatch, RolloutSource, readable_rows
+from headwater.types import Problem
+
+_SCORING_TOKENS = 16384
+
+
+def run(job: StageJob, context: StageContext) -> None:
+    """Sample `rollouts_per_prompt` responses to every prompt and keep what the teacher thought.
+
+    Writes rollouts.parquet (with token ids), one targets-N.safetensors per batch of prompts
+    (`offsets` [R + 1] and hidden_TH, or ids_TK and logprobs_TK), and head.safetensors.
+    """
+    reset_peak_memory()
+    config = job.config
+    assert isinstance(config, TeacherRolloutsStage) and job.teacher_dir is not None
+    context.account.rewind(0)  # batches are quick to redo, and equal when redone
+    device = resolve_device(job.compute)
+    dtype = resolve_dtype(job.compute, device, hidden_size(job.teacher_dir))
+    tokenizer = load_tokenizer(job.teacher_dir)
+    teacher = FrozenModel.load(job.teacher_dir, device, dtype, len(tokenizer))
+    source = RolloutSource(job, teacher.model, tokenizer, config.sampling)
+    metrics = MetricsLog(job.output_dir / "metrics.jsonl")
+    rows: list[dict[str, Any]] = []
+    batches = range(0, len(job.problems), config.prompts_per_batch)
+    for step, start in enumerate(batches):
+        began = time.perf_counter()
+        problems = job.problems[start : start + config.prompts_per_batch]
+        batch = RolloutBatch(tuple(source.draw(problems, config.rollouts_per_prompt, 0)))
+        scored = _score(job, config, teacher, batch, step, device, dtype)
+        rows += _rows(job, step, batch, source, problems)
+        tokens = int(batch.lengths_N.sum())
+        seconds = time.perf_counter() - began
+        context.account.charge(
+            prompts=len(problems),
+            generated_tokens=tokens,
+            teacher_scored_tokens=scored,
+            flops=2.0 * teacher.parameters * (tokens + scored),
+            seconds=seconds,
+        )
+        values = batch.shape_metrics() | {"tokens_per_second": tokens / seconds}
+        metrics.write(step, values)
+        context.report_progress(
+            {"stage": job.fingerprint, "kind": job.kind, "step": step + 1, "total": len(batches)}
+            | values
+        )
+        context.raise_if_stopped()
+    metrics.close()
+    pq.write_table(pa.Table.from_pylist(rows), job.output_dir / "rollouts.parquet")
+    if isinstance(config.targets, FullVocabulary):
+        save_file({"head_VH": teacher.head_VH.contiguous()}, job.output_dir / "head.safetensors")
+    context.account.observe_peak_memory(peak_memory_bytes())
+
+
+def _score(
+    job: StageJob,
+    config: TeacherRolloutsStage,
+    teacher: FrozenModel,
+    batch: RolloutBatch,
+    step: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> int:
+    """Write the teacher's distributions for one batch, rows in order; returns tokens scored."""
+    if config.targets is None:
+        return 0
+    lengths = batch.lengths_N
+    offsets = torch.cat((torch.zeros(1, dtype=torch.long), torch.cumsum(lengths, 0)))
+    parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    scored = 0
+    for micro in micro_batches(batch.packed(), _SCORING_TOKENS):
+        tokens = pack(micro, dtype=dtype, device=device)
+        place = torch.cat([torch.arange(offsets[r], offsets[r + 1]) for r in tokens.rows])
+        if isinstance(config.targets, TopK):
+            top = teacher.top_k(tokens, config.targets.k)
+            parts.setdefault("ids_TK", []).append((place, top.ids_TK.int()))
+            parts.setdefault("logprobs_TK", []).append((place, top.logprobs_TK))
+        else:
+            full = teacher.targets(tokens)
+            parts.setdefault("hidden_TH", []).append((place, full.hidden_TH))
+        scored += tokens.tokens
+    tensors = {"offsets": offsets}
+    for name, pieces in parts.items():
+        first = pieces[0][1]
+        whole = torch.empty((int(offsets[-1]), *first.shape[1:]), dtype=first.dtype)
+        for place, values in pieces:
+            whole[place] = values.cpu()
+        tensors[name] = whole
+    save_file(tensors, job.output_dir / f"targets-{step:05d}.safetensors")
+    return scored
+
+
+def _rows(
+    job: StageJob,
+    step: int,
+    batch: RolloutBatch,
+    source: RolloutSource,
+    problems: tuple[Problem, ...],
+) -> list[dict[str, Any]]:
+    texts = [source.text(r) for r in batch.rollouts]
+    rows = readable_rows(job, step, batch, texts, problems)
+    for row, rollout in zip(rows, batch.rollouts, strict=True):
+        row["prompt_ids"] = list(rollout.prompt_ids)
+        row["response_ids"] = list(rollout.response_ids)
+    return rows

@@ -1,0 +1,24 @@
+"""From a stage's kind to the function that runs it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from headwater.stages.job import StageContext, StageJob
+
+_MODULES = {
+    "source": "headwater.stages.source",
+    "pretrain": "headwater.stages.pretrain",
+    "sft": "headwater.stages.sft",
+    "grpo": "headwater.stages.grpo",
+    "teacher_rollouts": "headwater.stages.teacher_rollouts",
+    "warmup": "headwater.stages.warmup",
+    "sample_sft": "headwater.stages.sample_sft",
+    "opd": "headwater.stages.opd",
+    "evaluate": "headwater.evals.attempts",
+}
+
+
+def run_stage(job: StageJob, context: StageContext) -> None:
+    """Run one stage in this process; torch is imported only now."""
+    import_module(_MODULES[job.kind]).run(job, context)

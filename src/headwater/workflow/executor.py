@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +37,9 @@ _START = (
 class Executor:
     """Workers for one run, started when first needed; a context that ends them.
 
+    In a main thread the context also takes over Ctrl-C: the first asks every stage to save
+    itself and stop, the second ends the workers at once.
+
     task_of: the task of a fingerprint, called when its parents are published.
     """
 
@@ -60,6 +62,7 @@ class Executor:
         self._failure: HeadwaterError | None = None
         self._budget: BudgetExhausted | None = None
         self._interrupts = 0
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def run(self, wanted: Iterable[str], published: Iterable[str]) -> BudgetExhausted | None:
         """Run the `wanted` stages that are not yet `published`; parents must be in one of both.
@@ -70,13 +73,12 @@ class Executor:
         """
         self._finished |= set(published)
         wanted = [fingerprint for fingerprint in wanted if fingerprint not in self._finished]
-        with self._listening_to_signals():
-            while True:
-                self._pass_on_interrupts()
-                self._assign(wanted)
-                if not any(worker.stage for worker in self._workers):
-                    break
-                self._listen()
+        while True:
+            self._pass_on_interrupts()
+            self._assign(wanted)
+            if not any(worker.stage for worker in self._workers):
+                break
+            self._listen()
         if self._failure is not None:
             raise self._failure
         return self._budget
@@ -84,7 +86,7 @@ class Executor:
     def call(self, target: str, *arguments: Any) -> Any:
         """Call "module:function" in an idle worker and return what it returns, or raise."""
         worker = self._idle_worker()
-        worker.connection.send(Call(target, arguments))
+        worker.tell(Call(target, arguments))
         try:
             reply = worker.connection.recv()
         except (EOFError, OSError):
@@ -94,6 +96,10 @@ class Executor:
         raise reply.error()
 
     def __enter__(self) -> Self:
+        """From here on SIGINT and SIGTERM are counted and obeyed by `run`, not died of."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._count_interrupt)
         return self
 
     def __exit__(
@@ -107,6 +113,11 @@ class Executor:
         for worker in self._workers:
             worker.end(_QUIT_SECONDS if exc is None else 0.0)
         self._workers.clear()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _count_interrupt(self, *_: object) -> None:
+        self._interrupts += 1
 
     def _assign(self, wanted: list[str]) -> None:
         """Give ready stages to idle workers, the most urgent first."""
@@ -121,7 +132,7 @@ class Executor:
             worker = self._idle_worker()
             worker.stage = fingerprint
             self.view.started(fingerprint)
-            worker.connection.send(self._task_of(fingerprint))
+            worker.tell(self._task_of(fingerprint))
 
     def _may_start(self, fingerprint: str) -> bool:
         node = self._graph.nodes[fingerprint]
@@ -201,23 +212,6 @@ class Executor:
         if self._failure is None:
             self.view.say("stopping once each running stage is saved; Ctrl-C again stops at once")
             self._fail(Interrupted(f"stopped: {state}; {cure}"))
-
-    @contextmanager
-    def _listening_to_signals(self) -> Iterator[None]:
-        """Count SIGINT and SIGTERM instead of dying of them; only a main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def count(*_: object) -> None:
-            self._interrupts += 1
-
-        before = {s: signal.signal(s, count) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class _Process:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from headwater.config.recipe import ChainItem, ModelSpec, Recipe
 from headwater.config.stages import READS_TEACHER, TeacherRolloutsStage
 from headwater.errors import InputError
 from headwater.models.source_names import SourceKind, describe_source
+from headwater.models.tiny_sizes import tiny_size
 from headwater.types import Label, Problem
 from headwater.workflow.graph import (
     GRADES,
@@ -149,10 +150,12 @@ class _Builder:
         parent = self.base(source.parent, seed, asked_by) if source.parent else None
         config = ModelSpec(source=spec.source, layers=spec.layers).model_dump(mode="json")
         # Only weights drawn at random depend on the seed; a downloaded model is one model.
-        own_seed = seed if source.kind is SourceKind.TINY else 0
+        tiny = source.kind is SourceKind.TINY
+        own_seed = seed if tiny else 0
+        options = {"size": asdict(tiny_size(source.target))} if tiny else {}
         return self._add(
             kind="source", config=config, seed=own_seed, stream=f"source:{spec.source}",
-            role="base", model_name=model_name, model=parent,
+            role="base", model_name=model_name, model=parent, options=options,
         )
 
     def chain(

@@ -170,8 +170,8 @@ def run_lock(run_dir: Path, wait_seconds: float = 10.0) -> Iterator[None]:
         while not _try_lock(workers):
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"{run_dir}: workers of an earlier run are still at work; end them (they are "
-                    "named headwater-worker), or give --out another folder"
+                    f"{run_dir}: workers of an earlier run did not end within "
+                    f"{wait_seconds:g} s; try again in a moment, or give --out another folder"
                 )
             time.sleep(0.05)
         fcntl.flock(workers, fcntl.LOCK_UN)

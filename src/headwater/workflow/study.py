@@ -15,6 +15,7 @@ from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.tasks.prompts import check_prompt_matches_verifier
 from headwater.types import Label, Problem, Verdict
 from headwater.verify.verifiers import make_verifier
+from headwater.workflow.contrasts import check_contrasts
 from headwater.workflow.graph import NEEDS_VAULT, Graph, StageNode
 from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
 
@@ -60,6 +61,7 @@ def prepare_study(
 
     Raises InputError for data, pools, models, prompts or arms that cannot work.
     """
+    check_contrasts(recipe)
     for spec in recipe.models.values():
         require_available(spec.source)
     columns = recipe.task.columns

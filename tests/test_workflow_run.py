@@ -21,7 +21,7 @@ from headwater.workflow.progress import ProgressView
 from headwater.workflow.record import RunOutcome, load_outcome
 from headwater.workflow.run import WorkerFunctions, run_study
 from headwater.workflow.study import prepare_study
-from workflow_stages import CRASH, FAIL, KILL, STALL
+from workflow_stages import CRASH, DEAF, FAIL, KILL, STALL
 
 FUNCTIONS = WorkerFunctions("workflow_stages:run_stage", "workflow_stages:same_tokenizer")
 RECIPE: dict[str, Any] = {
@@ -196,6 +196,23 @@ def test_ctrl_c_saves_and_the_same_command_continues(straight: Path, tmp_path: P
     said, _ = run.communicate(timeout=20)
     assert run.returncode == 130
     assert "run the same command again to continue" in said
+    start(tmp_path)
+    assert numbers(tmp_path) == numbers(straight)
+
+
+def test_a_second_ctrl_c_does_not_wait(straight: Path, tmp_path: Path) -> None:
+    (tmp_path / DEAF).write_text("grpo")
+    run = subprocess.Popen(
+        [sys.executable, "-c", MAIN, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / f"{DEAF}.done")
+    run.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(timeout=1)
+    run.send_signal(signal.SIGINT)
+    said, _ = run.communicate(timeout=10)
+    assert run.returncode == 130
+    assert "stopped at once" in said
     start(tmp_path)
     assert numbers(tmp_path) == numbers(straight)
 

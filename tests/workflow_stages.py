@@ -21,7 +21,7 @@ from headwater.seeding import derive_key
 from headwater.stages.job import StageContext, StageJob
 
 #: Files in the run folder's parent that tell a stage to misbehave once.
-KILL, STALL, FAIL, CRASH = "kill", "stall", "fail", "crash"
+KILL, STALL, DEAF, FAIL, CRASH = "kill", "stall", "deaf", "fail", "crash"
 
 
 def run_stage(job: StageJob, context: StageContext) -> None:
@@ -69,7 +69,7 @@ def other_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
 
 def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> None:
     """Do once what a file named like the misbehaviour, holding a stage kind, asks for."""
-    for name in (KILL, STALL, FAIL, CRASH):
+    for name in (KILL, STALL, DEAF, FAIL, CRASH):
         order = world / name
         if step != 2 or not order.is_file() or order.read_text() != job.kind:
             continue
@@ -81,7 +81,7 @@ def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> 
         if name == CRASH:
             raise KeyError("missing")
         deadline = time.monotonic() + 30
-        while not context.stop_requested() and time.monotonic() < deadline:
+        while (name == DEAF or not context.stop_requested()) and time.monotonic() < deadline:
             time.sleep(0.01)
 
 

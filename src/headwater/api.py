@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headwater.errors import InputError
 
 if TYPE_CHECKING:
-    from headwater.comparison import Comparison, EvaluationSettings
+    from headwater.comparison import Comparison, EvaluationSettings, OnBatch
     from headwater.config.recipe import Recipe
     from headwater.doctor import Check
     from headwater.errors import BudgetExhausted
@@ -175,16 +175,20 @@ def plan(
 
 
 def evaluate(
-    models: Sequence[str], settings: EvaluationSettings, out: Path | None = None
+    models: Sequence[str],
+    settings: EvaluationSettings,
+    out: Path | None = None,
+    *,
+    on_batch: OnBatch | None = None,
 ) -> Comparison:
     """avg@k, pass@k and maj@k of models, and the paired difference of every two.
 
-    models: folders, or sources such as hf:ID. out: keeps every attempt there. Raises InputError
-    before anything is sampled.
+    models: folders, or sources such as hf:ID. out: keeps every attempt there. on_batch: told
+    (model, batches done, batches in all). Raises InputError before anything is sampled.
     """
     from headwater.comparison import compare_models
 
-    return compare_models(models, settings, out)
+    return compare_models(models, settings, out, on_batch=on_batch)
 
 
 def evaluation_settings(**values: Any) -> EvaluationSettings:

@@ -144,7 +144,9 @@ def evaluate(
         sampling={"temperature": temperature, "max_new_tokens": max_new_tokens},
         seed=seed,
     )
-    _print(api.evaluate(models, settings, out), console.show_comparison, as_json)
+    on_batch = None if as_json else console.show_batch
+    result = api.evaluate(models, settings, out, on_batch=on_batch)
+    _print(result, console.show_comparison, as_json)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -95,14 +95,22 @@ def _without_nan(plain: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+#: Told the model, the batches done, and how many there are.
+OnBatch = Callable[[str, int, int], None]
+
+
 def compare_models(
-    models: Sequence[str], settings: EvaluationSettings, out_dir: Path | None = None
+    models: Sequence[str],
+    settings: EvaluationSettings,
+    out_dir: Path | None = None,
+    *,
+    on_batch: OnBatch | None = None,
 ) -> Comparison:
     """Evaluate model folders (or sources such as hf:ID) and compare them problem by problem.
 
     out_dir: keeps attempts.parquet of each model in out_dir/NUMBER-NAME; a temporary folder by
-    default. Raises InputError for models, problems or settings that cannot work, before anything
-    is sampled.
+    default. on_batch: told after each batch of problems. Raises InputError for models, problems
+    or settings that cannot work, before anything is sampled.
     """
     repeated = sorted({model for model in models if models.count(model) > 1})
     if repeated:
@@ -115,7 +123,9 @@ def compare_models(
             settings.prompt, verifier.reads, verifier.name, _accepted_example(data, verifier)
         )
         paths = [
-            _attempts(model, folder / f"{number}-{Path(model).name}", settings, data, verifier)
+            _attempts(
+                model, folder / f"{number}-{Path(model).name}", settings, data, verifier, on_batch
+            )
             for number, model in enumerate(models)
         ]
         tables = [read_attempts([path], (settings.seed,)) for path in paths]
@@ -177,6 +187,7 @@ def _attempts(
     settings: EvaluationSettings,
     data: LabelledProblems,
     verifier: Verifier,
+    on_batch: OnBatch | None,
 ) -> Path:
     """Sample and grade one model; returns its attempts.parquet. Loads torch."""
     from headwater.evals import attempts
@@ -200,12 +211,17 @@ def _attempts(
         checkpoint_dir=folder / "checkpoint",
         model_dir=model_dir,
     )
+
+    def tell(values: Mapping[str, Any]) -> None:
+        if on_batch is not None:
+            on_batch(model, values["step"], values["total"])
+
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder / "ledger.sqlite") as ledger:
         context = StageContext(
             account=ledger.account(folder.name, "eval"),
             vault=LabelVault(data.labels, verifier),
-            report_progress=lambda values: None,
+            report_progress=tell,
             stop_requested=lambda: False,
         )
         attempts.run(job, context)

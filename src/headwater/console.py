@@ -105,6 +105,11 @@ def _planned_amounts(spending: Spending, names: Iterable[str]) -> list[str]:
     return [spent(name, amounts[name]) for name in names]
 
 
+def show_batch(model: str, done: int, total: int) -> None:
+    """How far an evaluation is, on stderr."""
+    Console(stderr=True, highlight=False).print(Text(f"{model}: batch {done} of {total}"))
+
+
 def show_comparison(console: Console, result: Comparison) -> None:
     """Scores of each model, then every pair."""
     from headwater.report.quantities import p_value, percent, points

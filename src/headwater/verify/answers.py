@@ -7,20 +7,24 @@ outside in; the innermost pieces are expressions.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
-from headwater.verify.expression import (
-    FUNCTIONS,
-    MAX_CHARACTERS,
-    Expression,
-    Number,
-    Operation,
-    PastLimits,
-    Symbol,
-    Unreadable,
-    read_expression,
+from headwater.verify.expression import Number, Operation, Symbol, read_expression
+from headwater.verify.kinds import (
+    Answer,
+    Based,
+    Bracketed,
+    Labelled,
+    Listing,
+    Matrix,
+    Opaque,
+    Ratio,
+    Relation,
+    Scalar,
+    Text,
+    Union,
 )
+from headwater.verify.numerics import roughly_equal
 from headwater.verify.splitting import (
     check_nesting,
     encloses,
@@ -31,100 +35,13 @@ from headwater.verify.splitting import (
     split_at_signs,
     without_outer_braces,
 )
+from headwater.verify.tokens import FUNCTIONS, MAX_CHARACTERS, PastLimits, Unreadable
 from headwater.verify.units import split_unit
 
 _MAX_ITEMS = 64
+_LONGEST_NUMERAL = 100
 _INFINITY = Symbol("infty")
 
-
-@dataclass(frozen=True, slots=True)
-class Scalar:
-    """One expression, with the unit it is measured in ("" if none)."""
-
-    tree: Expression
-    unit: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Several answers beside each other, in no order; `is_set` where braces say so."""
-
-    items: tuple[Answer, ...]
-    is_set: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Bracketed:
-    """A tuple, point or interval: its items in order, and its brackets, as in "[)"."""
-
-    items: tuple[Answer, ...]
-    brackets: str
-
-
-@dataclass(frozen=True, slots=True)
-class Union:
-    """A union of sets."""
-
-    parts: tuple[Answer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Rows of equal or unequal length."""
-
-    rows: tuple[tuple[Answer, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """Sides joined by operators out of = < > <= >= !=."""
-
-    sides: tuple[Expression, ...]
-    operators: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A value under a name, as in x = 5; `equation` says the same as two sides, if it can."""
-
-    label: str
-    value: Answer
-    equation: Relation | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """a : b : c"""
-
-    items: tuple[Answer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Based:
-    """A numeral in a base that is written with it."""
-
-    digits: str
-    base: int
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Words, as a key without case, spacing and punctuation."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """Mathematics this module cannot take apart."""
-
-    text: str
-
-
-Answer = (
-    Scalar | Listing | Bracketed | Union | Matrix | Relation | Labelled | Ratio | Based | Text
-    | Opaque
-)  # fmt: skip
 
 _AND_OR = re.compile(r"\\text ?\{[\s,;]*(and|or|,|;)[\s,;]*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])")
 _RELATIONS = re.compile(r"(\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|<=|>=|=<|=>|!=|:=|==|<|>|=)")
@@ -226,10 +143,21 @@ def _mathematical(word: str) -> bool:
 
 
 def _read_approximation(text: str) -> Answer | None:
+    """An exact value with its rounding after it is that value; a name before one is a label."""
     sides = split_at(text, _APPROXIMATELY)
     if len(sides) < 2:
         return None
-    return _read(sides[0] if sides[0] and not is_label(sides[0]) else sides[1])
+    if not sides[0] or is_label(sides[0]):
+        return _read(sides[1]) if len(sides) == 2 else Opaque(text)
+    exact = _read(sides[0])
+    value = label_free(exact)
+    for side in sides[1:]:
+        rounded = _read(side)
+        if not isinstance(value, Scalar) or not isinstance(rounded, Scalar):
+            return Opaque(text)
+        if not roughly_equal(value.tree, rounded.tree):
+            return Opaque(text)
+    return exact
 
 
 def _read_list(text: str) -> Answer | None:
@@ -391,7 +319,7 @@ def _read_set(inside: str) -> Answer | None:
 
 
 def _read_based(text: str) -> Answer | None:
-    numeral = _BASED.fullmatch(text)
+    numeral = _BASED.fullmatch(text) if len(text) <= _LONGEST_NUMERAL else None
     if numeral is None:
         return None
     sign, digits, name = numeral.groups()

@@ -8,7 +8,8 @@ from fractions import Fraction
 from functools import reduce
 from typing import Any
 
-from headwater.verify.expression import Expression, Number, Operation, PastLimits, Symbol
+from headwater.verify.expression import Expression, Number, Operation, Symbol
+from headwater.verify.tokens import TooLarge
 
 MAX_BITS = 60_000
 _MAX_FACTORIAL = 1500
@@ -43,7 +44,7 @@ def substitute(tree: Expression, point: Mapping[str, Fraction]) -> Expression:
 
 
 def rational(tree: Expression, point: Mapping[str, Fraction] | None = None) -> Fraction:
-    """The exact value; raise NotRational, Undefined or PastLimits (numbers beyond MAX_BITS)."""
+    """The exact value; raise NotRational, Undefined or TooLarge (numbers beyond MAX_BITS)."""
     if isinstance(tree, Number):
         return tree.value
     if isinstance(tree, Symbol):
@@ -59,7 +60,7 @@ def rational(tree: Expression, point: Mapping[str, Fraction] | None = None) -> F
 
 def _bounded(value: Fraction) -> Fraction:
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise PastLimits("number too large")
+        raise TooLarge("number too large")
     return value
 
 
@@ -76,7 +77,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
         raise Undefined("a power of zero")
     size = max(base.numerator.bit_length(), base.denominator.bit_length())
     if base not in (0, 1, -1) and size * abs(exponent) > MAX_BITS:
-        raise PastLimits("power too large")
+        raise TooLarge("power too large")
     return base ** (exponent.numerator % 2 if base == -1 else exponent.numerator)
 
 
@@ -84,7 +85,7 @@ def _factorial(value: Fraction) -> Fraction:
     if value.denominator != 1 or value < 0:
         raise NotRational("!")
     if value > _MAX_FACTORIAL:
-        raise PastLimits("factorial too large")
+        raise TooLarge("factorial too large")
     return Fraction(math.factorial(value.numerator))
 
 
@@ -92,7 +93,7 @@ def _binomial(over: Fraction, under: Fraction) -> Fraction:
     if over.denominator != 1 or under.denominator != 1 or over < 0 or under < 0:
         raise NotRational("binom")
     if over > 10 * _MAX_FACTORIAL and min(under, over - under) > _MAX_FACTORIAL:
-        raise PastLimits("binomial too large")
+        raise TooLarge("binomial too large")
     return Fraction(math.comb(over.numerator, under.numerator))
 
 

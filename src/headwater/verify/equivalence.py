@@ -15,7 +15,10 @@ from fractions import Fraction
 
 from headwater.types import Verdict
 from headwater.verify import values
-from headwater.verify.answers import (
+from headwater.verify.answers import label_free, read_answer, text_key
+from headwater.verify.expression import Expression, Number, Operation, Symbol
+from headwater.verify.extract import extract_answer
+from headwater.verify.kinds import (
     Answer,
     Based,
     Bracketed,
@@ -28,13 +31,10 @@ from headwater.verify.answers import (
     Scalar,
     Text,
     Union,
-    label_free,
-    read_answer,
-    text_key,
 )
-from headwater.verify.expression import Expression, Number, Operation, PastLimits, Symbol
-from headwater.verify.extract import extract_answer
 from headwater.verify.notation import normalise
+from headwater.verify.opaque import is_for_algebra
+from headwater.verify.tokens import PastLimits, TooLarge
 from headwater.verify.units import PERCENT, compatible
 
 MAX_ANSWER_CHARACTERS = 50_000
@@ -92,24 +92,28 @@ def compare(
     if not one:
         return Finding(Verdict.UNPARSEABLE, "nothing is left once spacing is dropped")
     try:
-        return _compare_read(read_answer(one), read_answer(other), prove, judge_opaque)
-    except PastLimits as error:
-        if str(error).startswith(("too long", "nested", "too many")):
-            return Finding(Verdict.UNPARSEABLE, f"cannot be read: {error}")
+        finding, met_opaque = _compare_read(read_answer(one), read_answer(other), prove)
+    except TooLarge as error:
         return Finding(Verdict.TIMEOUT, f"would run past its limits: {error}")
+    except PastLimits as error:
+        return Finding(Verdict.UNPARSEABLE, f"cannot be read: {error}")
+    if not met_opaque:
+        return finding
+    if not is_for_algebra(one, other):
+        return Finding(Verdict.UNPARSEABLE, finding.how)
+    equal = judge_opaque()
+    return finding if equal is None else Finding.of(equal, "compared by Math-Verify")
 
 
-def _compare_read(
-    answer: Answer, gold: Answer, prove: Prover, judge_opaque: OpaqueJudge
-) -> Finding:
+def _compare_read(answer: Answer, gold: Answer, prove: Prover) -> tuple[Finding, bool]:
+    """The finding, and whether it is open because something could not be taken apart."""
     comparison = _Comparison(prove)
     equal = comparison.answers(answer, gold)
-    if equal is None and comparison.met_opaque:
-        equal = judge_opaque()
     kinds = f"{_kind(answer)} with {_kind(gold)}"
     if equal is not None:
-        return Finding.of(equal, f"compared {kinds}")
-    return Finding(Verdict.UNPARSEABLE, f"no way to compare {kinds}", needs_algebra=True)
+        return Finding.of(equal, f"compared {kinds}"), False
+    how = f"no way to compare {kinds}"
+    return Finding(Verdict.UNPARSEABLE, how, needs_algebra=True), comparison.met_opaque
 
 
 def _kind(answer: Answer) -> str:

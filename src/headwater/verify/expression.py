@@ -6,22 +6,22 @@ tokens with limits on length and nesting; it evaluates nothing and looks nothing
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_CHARACTERS = 4000
-MAX_NESTING = 40
-MAX_NODES = 1500
-
-
-class Unreadable(ValueError):
-    """The text is not an expression this reader knows; says nothing about the text itself."""
-
-
-class PastLimits(ValueError):
-    """The text is longer, deeper or larger than anything worth comparing."""
+from headwater.verify.tokens import (
+    CONSTANTS,
+    FUNCTIONS,
+    GREEK,
+    MAX_CHARACTERS,
+    MAX_NESTING,
+    MAX_NODES,
+    PastLimits,
+    Token,
+    Unreadable,
+    tokens_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,44 +49,12 @@ class Operation:
 
 Expression = Number | Symbol | Operation
 
-FUNCTIONS = frozenset(
-    {
-        "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh",
-        "tanh", "log", "ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "binom", "root",
-        "conj",
-    }
-)  # fmt: skip
-_PLAIN_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "infty"}
 _DECORATIONS = frozenset(
     {
         "overline", "bar", "vec", "hat", "tilde", "overrightarrow", "mathbb", "mathcal", "angle",
         "triangle",
     }
 )  # fmt: skip
-_CONSTANTS = frozenset({"pi", "infty"})
-_GREEK = frozenset(
-    {
-        "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa",
-        "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi",
-        "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi",
-        "Psi", "Omega", "ell", "hbar", "emptyset",
-    }
-)  # fmt: skip
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.(?!\.)\d*)?|\.\d+)(?P<power>[eE][+-]?\d+(?![\d.]))?"
-    r"|(?P<command>\\[a-zA-Z]+)|(?P<letters>[A-Za-z]+)|(?P<sign>\\[^a-zA-Z]|.))",
-    re.DOTALL,
-)
-_SHORTHANDS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\%": "%", "\\{": "{(", "\\}": ")}"}
-_MAX_EXPONENT_DIGITS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str  # "number", "name" (a \command or a word), "letter", "sign", "end"
-    text: str
-    spaced: bool = False
-    value: Fraction | None = None
 
 
 def read_expression(text: str) -> Expression:
@@ -99,61 +67,16 @@ def read_expression(text: str) -> Expression:
     """
     if len(text) > MAX_CHARACTERS:
         raise PastLimits("too long")
-    reader = _Reader(_tokens(text))
+    reader = _Reader(tokens_of(text))
     tree = reader.sum()
     reader.expect_end()
     return tree
 
 
-def _tokens(text: str) -> list[_Token]:
-    tokens: list[_Token] = []
-    for match in _TOKEN.finditer(text.rstrip()):
-        spaced = match.start() != match.start(match.lastgroup or 0)
-        number, power = match.group("number"), match.group("power")
-        if number is not None:
-            if power is not None and len(power.lstrip("eE+-")) > _MAX_EXPONENT_DIGITS:
-                raise PastLimits("exponent too large")
-            value = _decimal(number) * (Fraction(10) ** int(power[1:]) if power else 1)
-            tokens.append(_Token("number", number, spaced, value))
-        elif command := match.group("command"):
-            tokens.append(_command_token(command, spaced))
-        elif letters := match.group("letters"):
-            tokens += _word_tokens(letters, spaced)
-        else:
-            sign = match.group("sign")
-            tokens.append(_Token("sign", _SHORTHANDS.get(sign, sign), spaced))
-    tokens.append(_Token("end", ""))
-    return tokens
-
-
-def _decimal(digits: str) -> Fraction:
-    whole, _, part = digits.partition(".")
-    return Fraction(int((whole + part) or "0"), 10 ** len(part))
-
-
-def _command_token(command: str, spaced: bool) -> _Token:
-    if command in _SHORTHANDS:
-        return _Token("sign", _SHORTHANDS[command], spaced)
-    return _Token("name", command[1:], spaced)
-
-
-def _word_tokens(letters: str, spaced: bool) -> list[_Token]:
-    """Split a run of letters: a known name, an opaque word, or one-letter variables."""
-    name = _PLAIN_NAMES.get(letters, letters)
-    if name in FUNCTIONS or name in _CONSTANTS or name in _GREEK:
-        return [_Token("name", name, spaced)]
-    in_order = "".join(sorted(letters)) == letters
-    if len(letters) >= 3 and not in_order and re.search("[aeiouAEIOU]", letters):
-        return [_Token("letter", letters, spaced)]
-    if len(letters) > 4:
-        return [_Token("letter", letters, spaced)]
-    return [_Token("letter", letter, spaced and not place) for place, letter in enumerate(letters)]
-
-
 class _Reader:
     """Recursive descent; `position` is the next token, `bars` counts open `|`."""
 
-    def __init__(self, tokens: list[_Token]) -> None:
+    def __init__(self, tokens: list[Token]) -> None:
         self.tokens = tokens
         self.position = 0
         self.depth = 0
@@ -161,10 +84,10 @@ class _Reader:
         self.bars = 0
 
     @property
-    def next(self) -> _Token:
+    def next(self) -> Token:
         return self.tokens[self.position]
 
-    def take(self) -> _Token:
+    def take(self) -> Token:
         token = self.next
         self.position += token.kind != "end"
         return token
@@ -298,7 +221,7 @@ class _Reader:
             return self.bracketed(token.text)
         raise Unreadable("no value where one is needed")
 
-    def repeating(self, token: _Token) -> Number | None:
+    def repeating(self, token: Token) -> Number | None:
         r"""The number in front of the repeating digits of `0.1\overline{6}`."""
         if self.next.kind != "name" or self.next.text not in ("overline", "bar"):
             return None
@@ -339,7 +262,7 @@ class _Reader:
         token = self.next
         if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
             self.tokens[self.position : self.position + 1] = [
-                _Token("number", digits, value=Fraction(int(digits)))
+                Token("number", digits, value=Fraction(int(digits)))
                 for digits in (token.text[0], token.text[1:])
             ]
         return self.nested(self.atom)
@@ -366,7 +289,7 @@ class _Reader:
             return Symbol(f"{name} {self.spelled()}")
         if name in FUNCTIONS:
             return self.function(name)
-        if name in _CONSTANTS or name in _GREEK:
+        if name in CONSTANTS or name in GREEK:
             return Symbol(name + self.subscript())
         raise Unreadable("a command this reader does not know")
 

@@ -77,7 +77,7 @@ def normalise(text: str) -> str:
     r"""Return `text` in the common notation.
 
     >>> normalise("$\\dfrac{1}{2}\\,x²$"), normalise("1,\\!722"), normalise("√2 · π")
-    ('\\frac{1}{2} x^{2}', '1722', '\\sqrt{2} \\cdot \\pi')
+    ('\\frac{1}{2} x^{2}', '1722', '\\sqrt{2} \\cdot\\pi')
     """
     text = _without_unicode(text)
     text = _EMPTY_GROUP_COMMA.sub("", _SMALL_SPACE_COMMA.sub("", text))

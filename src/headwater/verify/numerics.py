@@ -10,11 +10,13 @@ from typing import Any
 import mpmath  # type: ignore[import-untyped]
 
 from headwater.verify.arithmetic import MAX_BITS, Undefined
-from headwater.verify.expression import Expression, Number, PastLimits, Symbol
+from headwater.verify.expression import Expression, Number, Symbol
+from headwater.verify.tokens import TooLarge
 
 _MP = mpmath.MPContext()
 _MP_LOCK = threading.Lock()
 _POINTS = 6
+_ROUNDING = 0.02
 _LARGEST_ARGUMENT = 20_000
 _AXES = (
     Fraction(1_299_709, 524_287), Fraction(-611_953, 262_139), Fraction(86_028_157, 131_071),
@@ -38,7 +40,7 @@ def points(names: list[str]) -> list[dict[str, Fraction]]:
 
 
 def evaluate(tree: Expression, point: Mapping[str, Fraction], digits: int) -> Any:
-    """A complex number with about `digits` digits; raise Undefined or PastLimits."""
+    """A complex number with about `digits` digits; raise Undefined or TooLarge."""
     with _MP_LOCK, _MP.workdps(digits + 15):
         value = _number(tree, point)
         if not _MP.isfinite(value):
@@ -60,7 +62,7 @@ def _number(tree: Expression, point: Mapping[str, Fraction]) -> Any:
     except (ZeroDivisionError, ValueError, OverflowError) as error:
         raise Undefined(tree.operator) from error
     if _MP.isfinite(value) and value and abs(_MP.mag(abs(value))) > MAX_BITS:
-        raise PastLimits("number too large")
+        raise TooLarge("number too large")
     return value
 
 
@@ -73,7 +75,7 @@ def _apply(operator: str, operands: list[Any]) -> Any:
     if operator == "^":
         exponent = operands[1]
         if first and abs(exponent) * (abs(_MP.mag(first)) + 1) > 4 * MAX_BITS:
-            raise PastLimits("power too large")
+            raise TooLarge("power too large")
         if not first and _MP.re(exponent) <= 0:
             raise Undefined("a power of zero")
         return _MP.power(first, exponent)
@@ -81,7 +83,7 @@ def _apply(operator: str, operands: list[Any]) -> Any:
         operator in ("!", "exp", "binom", "sinh", "cosh")
         and max(map(abs, operands)) > _LARGEST_ARGUMENT
     ):
-        raise PastLimits("argument too large")
+        raise TooLarge("argument too large")
     if operator == "log":
         return _MP.log(first, operands[1] if len(operands) > 1 else 10)
     if operator == "root":
@@ -100,6 +102,15 @@ _NUMERIC: dict[str, Any] = {
     "sec": _MP.sec, "csc": _MP.csc, "arcsin": _MP.asin, "arccos": _MP.acos,
     "arctan": _MP.atan, "sinh": _MP.sinh, "cosh": _MP.cosh, "tanh": _MP.tanh,
 }  # fmt: skip
+
+
+def roughly_equal(one: Expression, other: Expression) -> bool:
+    """Whether two constants are within two percent of each other, as a value and its rounding."""
+    try:
+        first, second = evaluate(one, {}, 15), evaluate(other, {}, 15)
+    except (Undefined, KeyError):
+        return False
+    return bool(abs(first - second) <= _ROUNDING * max(abs(first), abs(second)))
 
 
 def threshold(base: int, exponent: int) -> Any:

@@ -116,7 +116,7 @@ def _exponent(tree: Expression) -> Fraction:
         value = rational(tree)
     except NotRational:
         raise _NoBound("^") from None
-    if not value or abs(value) > 500 or value.denominator > 64:
+    if abs(value) > 500 or value.denominator > 64:
         raise _NoBound("^")
     return value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from headwater.verify.expression import FUNCTIONS, MAX_NESTING, PastLimits
+from headwater.verify.tokens import FUNCTIONS, MAX_NESTING, PastLimits
 
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _APPLICATION = re.compile(r"(?<![A-Za-z])[fghpqFGHPQRST]'?(?:_\w|_\{\w+\})? ?\([^()]*\)")

@@ -52,7 +52,7 @@ _CHANGES_MEANING = frozenset(
 )  # fmt: skip
 _FILLERS = frozenset(
     {
-        "of", "the", "a", "an", "per", "in", "total", "each", "old", "long", "away", "left",
+        "of", "the", "a", "an", "per", "total", "each", "old", "long", "away", "left",
     }
 )  # fmt: skip
 _CURRENCY = re.compile(r"^([+-]? ?)(?:US ?)?(?:\\\$|[£€¥]|USD |Rs\.? ?)\s*")
@@ -141,7 +141,7 @@ def _unit_of(text: str, exponent: str | None, raw: bool, set_apart: bool) -> Mea
         return None
     for word in words:
         lower = word.lower()
-        if lower in _CHANGES_MEANING or word.isdigit():
+        if lower in _CHANGES_MEANING or word.isdigit() or (raw and len(word) == 1):
             return None
         if lower in _MULTIPLIERS:
             multiplier *= _MULTIPLIERS[lower]

@@ -24,7 +24,7 @@ _CLEARLY_APART = 1e-12
 def equal(left: Expression, right: Expression) -> bool | None:
     """Whether two expressions are the same number or function; None if algebra must say.
 
-    Raises PastLimits for numbers too large to compute.
+    Raises TooLarge for numbers too large to compute.
     """
     try:
         return rational(left) == rational(right)

@@ -43,6 +43,8 @@ def prove_zero(tree: Expression) -> bool | None:
         try:
             bound = _bound(free, point, radicals)
             degree = math.prod(radicals.values())
+            if degree > _MAX_PROOF_BITS:
+                return None
             bits = bound.over * (degree - 1) + bound.under + _GUARD_BITS
             if bits > _MAX_PROOF_BITS:
                 return None

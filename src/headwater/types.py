@@ -51,8 +51,8 @@ class Label:
     """What the vault keeps of a problem: the gold answer and, where known, a worked solution."""
 
     problem_id: str
-    answer: str
-    solution: str | None = None
+    answer: str = field(repr=False)
+    solution: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

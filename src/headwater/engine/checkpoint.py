@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -30,12 +32,12 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     writing = folder / f"writing-{os.getpid()}"
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir()
-    save_file(dict(checkpoint.tensors), writing / "tensors.safetensors")
-    digest = hashlib.sha256((writing / "tensors.safetensors").read_bytes()).hexdigest()
-    state = {"tensors_sha256": digest, "state": checkpoint.state}
-    (writing / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for file in writing.iterdir():
-        _flush(file)
+    save_file(dict(checkpoint.tensors), writing / _TENSORS)
+    record = {"tensors_sha256": _sha256(writing / _TENSORS), "state": checkpoint.state}
+    sealed = record | {"record_sha256": _seal(record)}
+    (writing / _STATE).write_text(json.dumps(sealed), encoding="utf-8")
+    for path in (writing / _TENSORS, writing / _STATE, writing):
+        _flush(path)
     if target.exists():
         shutil.rmtree(target)
     writing.rename(target)
@@ -51,14 +53,23 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            payload = (path / "tensors.safetensors").read_bytes()
-        except (OSError, json.JSONDecodeError):
+            record = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            sealed = record.pop("record_sha256") == _seal(record)
+            whole = sealed and _sha256(path / _TENSORS) == record["tensors_sha256"]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):  # torn or overwritten
             continue
-        if hashlib.sha256(payload).hexdigest() != record["tensors_sha256"]:
-            continue
-        return Checkpoint(load_file(path / "tensors.safetensors"), record["state"])
+        if whole:
+            return Checkpoint(load_file(path / _TENSORS), record["state"])
     return None
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -44,24 +44,33 @@ class StepResult:
 
 
 class Updater:
-    """AdamW on float32 master weights of a model that computes in its own dtype.
+    """AdamW on float32 master weights of a model that computes in `compute_dtype`.
 
-    In float32 the model's parameters are the masters. Losses come as sums; the gradient is that
-    of (sum over all micro-batches) / (global denominator), however they are split.
+    The model comes in float32. Its parameters (not its buffers: rotary tables stay float32) are
+    cast to `compute_dtype`; in float32 they are the masters themselves. Losses come as sums; the
+    gradient is that of (sum over all micro-batches) / (global denominator), however they are split.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: TrainingStage, total_steps: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: TrainingStage,
+        total_steps: int,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._settings = settings
         self._total_steps = total_steps
         self.steps_done = 0
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         self._params = [p for p in model.parameters() if p.requires_grad]
-        self._is_master = all(p.dtype == torch.float32 for p in self._params)
+        self._is_master = compute_dtype == torch.float32
         self.masters = (
             self._params
             if self._is_master
             else [p.detach().float().clone().requires_grad_(True) for p in self._params]
         )
+        for param in self._params:
+            param.data = param.data.to(compute_dtype)
         self._optimizer = torch.optim.AdamW(
             self.masters,
             lr=settings.lr,
@@ -146,9 +155,10 @@ class Updater:
             for name, master in zip(self._names, self.masters, strict=True):
                 master.copy_(tensors[f"master/{name}"])
                 if f"exp_avg/{name}" in tensors:
-                    self._optimizer.state[master] = {
-                        "step": tensors[f"step/{name}"].reshape(()).clone(),
-                        "exp_avg": tensors[f"exp_avg/{name}"].to(master.device).clone(),
-                        "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(master.device).clone(),
+                    state = {
+                        key: tensors[f"{key}/{name}"].to(master.device, copy=True)
+                        for key in ("step", "exp_avg", "exp_avg_sq")
                     }
+                    state["step"] = state["step"].reshape(())
+                    self._optimizer.state[master] = state
         self._publish_weights()

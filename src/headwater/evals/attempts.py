@@ -19,6 +19,21 @@ from headwater.stages.rollouts import RolloutBatch, RolloutSource
 from headwater.types import FinishReason, Problem, Verdict
 
 
+_SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("attempt", pa.int32()),
+        ("verdict", pa.string()),
+        ("response_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("level", pa.int32()),
+        ("subject", pa.string()),
+    ]
+)
+
+
 def run(job: StageJob, context: StageContext) -> None:
     """Write attempts.parquet: one row per problem and attempt, in the problems' order.
 
@@ -66,7 +81,8 @@ def run(job: StageJob, context: StageContext) -> None:
         )
         context.raise_if_stopped()
     metrics.close()
-    pq.write_table(pa.Table.from_pylist(rows), job.output_dir / "attempts.parquet")
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    pq.write_table(table, job.output_dir / "attempts.parquet")
     context.account.observe_peak_memory(peak_memory_bytes())
 
 

@@ -41,27 +41,33 @@ def _kl(p_logprobs: torch.Tensor, q_logprobs: torch.Tensor) -> torch.Tensor:
     return terms.sum(-1)
 
 
+#: The least mass a tail is taken to have: what float32 log-probabilities can tell from none.
+_LEAST_TAIL = 1e-7
+
+
 def with_tail(logits_TV: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of K tokens and of all the rest in one bucket: [T, K + 1].
 
-    logits_TV float32; ids_TK int64. At K = V the bucket is empty and holds -inf.
+    logits_TV float32; ids_TK int64. At K = V nothing is left over and there is no bucket: [T, V].
     """
     total = torch.logsumexp(logits_TV, dim=-1, keepdim=True)
     kept = logits_TV.gather(-1, ids_TK) - total
     if ids_TK.shape[-1] == logits_TV.shape[-1]:
-        return torch.cat((kept, torch.full_like(total, -torch.inf)), dim=-1)
+        return kept
     rest = logits_TV.scatter(-1, ids_TK, -torch.inf)
     return torch.cat((kept, torch.logsumexp(rest, dim=-1, keepdim=True) - total), dim=-1)
 
 
-def tail_of(logprobs_TK: torch.Tensor) -> torch.Tensor:
-    """Append the log of the mass that K log-probabilities leave over: [T, K + 1].
+def tail_of(logprobs_TK: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Append the log of the mass that K log-probabilities leave over: [T, K + 1], or [T, V] at K = V.
 
-    Mass below float32's resolution (1e-7) counts as none.
+    A teacher that is sure leaves less than float32 can tell from nothing; the bucket then holds
+    1e-7, so that a reverse KL from a student who is less sure stays finite.
     """
+    if logprobs_TK.shape[-1] == vocab_size:
+        return logprobs_TK
     left = 1.0 - logprobs_TK.double().exp().sum(-1, keepdim=True)
-    none = torch.full_like(left, -torch.inf)
-    tail = torch.where(left > 1e-7, left.clamp_min(1e-30).log(), none)
+    tail = left.clamp_min(_LEAST_TAIL).log()
     return torch.cat((logprobs_TK, tail.to(logprobs_TK.dtype)), dim=-1)
 
 

@@ -123,7 +123,8 @@ def _teacher_logprobs(
     targets: FullTargets, part: slice, temperature: float = 1.0, vocab: int | None = None
 ) -> torch.Tensor:
     with torch.no_grad():
-        logits = (targets.hidden_TH[part] @ targets.head_VH[:vocab].T).float()
+        logits = targets.hidden_TH[part] @ targets.head_VH[:vocab].T
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return torch.log_softmax(logits / temperature, dim=-1)
 
 
@@ -160,7 +161,7 @@ def distillation_loss(
             metrics["teacher_entropy"] = (float(entropy(theirs).sum()), count)
         elif isinstance(teacher, TopKTargets):
             ours = with_tail(logits_CV, teacher.ids_TK[part])
-            theirs = tail_of(teacher.logprobs_TK[part])
+            theirs = tail_of(teacher.logprobs_TK[part], logits_CV.shape[1])
             divergence = mixed_kl(theirs, ours, forward_weight)
         else:
             return _sampled(logprobs, part, teacher, weights, metrics)

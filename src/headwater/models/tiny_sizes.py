@@ -33,9 +33,9 @@ class TinySize:
 
 TINY_SIZES: dict[str, TinySize] = {
     "student": TinySize(hidden=64, layers=2, heads=2, kv_heads=1, intermediate=192),
-    "small": TinySize(hidden=96, layers=3, heads=3, kv_heads=1, intermediate=288),
-    "teacher": TinySize(hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384),
-    "large": TinySize(hidden=192, layers=6, heads=6, kv_heads=2, intermediate=576),
+    "small": TinySize(hidden=64, layers=3, heads=2, kv_heads=1, intermediate=192),
+    "teacher": TinySize(hidden=96, layers=3, heads=3, kv_heads=1, intermediate=288),
+    "large": TinySize(hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384),
 }
 
 

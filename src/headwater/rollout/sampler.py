@@ -150,9 +150,11 @@ class InProcessSampler:
             logits[:, ends] = -torch.inf
         logprobs = torch.log_softmax(logits, dim=-1)
         cumulative = logprobs.exp().cumsum(-1)
-        threshold = u_B[:, None] * cumulative[:, -1:]
+        total = cumulative[:, -1:]
+        below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
+        threshold = torch.minimum(u_B[:, None] * total, below)
         token = torch.searchsorted(cumulative, threshold, right=True)
-        token = token.clamp_max(head_VH.shape[0] - 1)
+        token = token.clamp_max(head_VH.shape[0] - 1)  # reached by logits that are not numbers only
         return token[:, 0], logprobs.gather(-1, token)[:, 0]
 
 

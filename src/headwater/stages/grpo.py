@@ -88,9 +88,9 @@ class _GRPO:
             problems = self.stream.take(learner.cursor, missing)
             learner.cursor += missing
             for group in self._graded(problems, step * rounds + round_):
-                useful = len(set(group[3])) > 1 or rounds == 1
+                useful = len({v is Verdict.CORRECT for v in group[3]}) > 1 or rounds == 1
                 (kept if useful else spare).append(group)
-        replaced = len(spare)
+        replaced = len(kept) + len(spare) - config.prompts_per_step
         kept = [*kept, *spare][: config.prompts_per_step]
         extra = {"replaced_groups": float(replaced)} if config.dynamic_sampling else {}
         return (
@@ -108,16 +108,12 @@ class _GRPO:
         groups = self.source.draw(problems, size, draw)
         texts = [[self.source.text(r) for r in group.rollouts] for group in groups]
         assert learner.context.vault is not None
+        generated = sum(len(r.response_ids) for g in groups for r in g.rollouts)
+        learner.charge_sampling(len(problems), generated)
         requests = [
             (problem.id, text) for problem, own in zip(problems, texts, strict=True) for text in own
         ]
         verdicts = learner.context.vault.grade(learner.context.account, requests)
-        generated = sum(len(r.response_ids) for g in groups for r in g.rollouts)
-        learner.charge(
-            prompts=len(problems),
-            generated_tokens=generated,
-            flops=2.0 * learner.parameters * generated,
-        )
         return [
             (problem, group, own, verdicts[i * size : (i + 1) * size])
             for i, (problem, group, own) in enumerate(zip(problems, groups, texts, strict=True))
@@ -135,7 +131,7 @@ class _GRPO:
         if not groups:
             for _ in range(config.updates_per_batch):
                 learner.updater.skip()
-            learner.charge(updates=config.updates_per_batch)
+                learner.charge_training(0)
             return {"grad_norm": 0.0, "loss": 0.0}
         micros = list(micro_batches(groups, config.micro_batch_tokens))
         old: dict[int, torch.Tensor] = {}

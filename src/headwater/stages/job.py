@@ -76,7 +76,9 @@ class MetricsLog:
                 if row["step"] < resume_step:
                     kept.append(line)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        rewritten = path.with_suffix(".rewritten")
+        rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        rewritten.replace(path)
         self._file = path.open("a", encoding="utf-8")
         self._started = time.perf_counter() - spent_seconds
 

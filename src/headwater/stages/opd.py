@@ -64,11 +64,7 @@ class _OPD:
         groups = self.source.draw(problems, config.group_size, step)
         batch = RolloutBatch(tuple(groups))
         tokens = int(batch.lengths_N.sum())
-        learner.charge(
-            prompts=len(problems),
-            generated_tokens=tokens,
-            flops=2.0 * learner.parameters * tokens,
-        )
+        learner.charge_sampling(len(problems), tokens)
         sampled = time.perf_counter()
         weights_N, denominator = batch.token_weights(
             config.normalization, self.source.sampling.max_new_tokens

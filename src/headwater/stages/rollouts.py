@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from headwater import seeding
@@ -21,6 +23,23 @@ from headwater.types import FinishReason, Problem, Rollout, RolloutGroup, Verdic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+#: Columns of `rollouts.parquet`.
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("step", pa.int32()),
+        ("problem_id", pa.string()),
+        ("sample", pa.int32()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("verdict", pa.string()),
+        ("reward", pa.float32()),
+        ("response_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+    ]
+)
 
 
 class ProblemStream:
@@ -67,18 +86,20 @@ class RolloutSource:
         self._prompts: dict[str, tuple[int, ...]] = {}
 
     def draw(self, problems: Sequence[Problem], group_size: int, step: int) -> list[RolloutGroup]:
-        """G rollouts of each problem; `step` names the randomness."""
+        """G rollouts of each problem; `step` names the randomness.
+
+        A problem that comes twice (a pool smaller than the batch) is drawn anew each time.
+        """
         job = self._job
-        requests = [
-            SampleRequest(
-                self.prompt_ids(p),
-                tuple(
-                    seeding.derive_key(job.seed, job.stream, "sample", step, p.id, sample)
-                    for sample in range(group_size)
-                ),
+        seen: Counter[str] = Counter()
+        requests = []
+        for p in problems:
+            keys = tuple(
+                seeding.derive_key(job.seed, job.stream, "sample", step, p.id, sample)
+                for sample in range(seen[p.id], seen[p.id] + group_size)
             )
-            for p in problems
-        ]
+            seen[p.id] += group_size
+            requests.append(SampleRequest(self.prompt_ids(p), keys))
         drawn = self._sampler.sample(requests)
         return [RolloutGroup(p.id, rollouts) for p, rollouts in zip(problems, drawn, strict=True)]
 

@@ -18,10 +18,13 @@ from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import MetricsLog, StageContext, StageJob
-from headwater.stages.rollouts import RolloutBatch, RolloutSource, readable_rows
+from headwater.stages.rollouts import ROLLOUT_SCHEMA, RolloutBatch, RolloutSource, readable_rows
 from headwater.types import Problem
 
 _SCORING_TOKENS = 16384
+_SCHEMA = ROLLOUT_SCHEMA.append(pa.field("prompt_ids", pa.list_(pa.int32()))).append(
+    pa.field("response_ids", pa.list_(pa.int32()))
+)
 
 
 def run(job: StageJob, context: StageContext) -> None:
@@ -65,7 +68,8 @@ def run(job: StageJob, context: StageContext) -> None:
         )
         context.raise_if_stopped()
     metrics.close()
-    pq.write_table(pa.Table.from_pylist(rows), job.output_dir / "rollouts.parquet")
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    pq.write_table(table, job.output_dir / "rollouts.parquet")
     if isinstance(config.targets, FullVocabulary):
         save_file({"head_VH": teacher.head_VH.contiguous()}, job.output_dir / "head.safetensors")
     context.account.observe_peak_memory(peak_memory_bytes())

@@ -1,7 +1,9 @@
 """The embedded task: chains of operations modulo a small number, applied from left to right.
 
-Modulo 10, `7+5*3-4` is worked as `7+5=2*3=6-4=2`, then `\\boxed{2}`. Difficulty is graded by the
-number of steps. Everything is drawn from a seed; nothing is downloaded.
+A problem is a sheet with a blank after every step: modulo 10, `7+5=?*3=?-4=?` is worked as
+`7+5=2*3=6-4=2`, then `\\boxed{2}`. Sheets of one source are equally long (dots fill up shorter
+ones), so that a very small model can learn to read them. Difficulty is graded by the number of
+steps. Everything is drawn from a seed; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -41,16 +43,21 @@ class ArithmeticOptions:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A start value and the operations applied to it, left to right, modulo `modulus`."""
+    """A start value and the operations applied to it, left to right, modulo `modulus`.
+
+    `room` is the number of steps the sheet has place for.
+    """
 
     start: int
     operations: tuple[tuple[str, int], ...]
     modulus: int
+    room: int
 
     @property
     def text(self) -> str:
-        """The expression as the prompt shows it."""
-        return str(self.start) + "".join(f"{op}{operand}" for op, operand in self.operations)
+        """The sheet as the prompt shows it."""
+        sheet = "".join(f"{op}{operand}=?" for op, operand in self.operations)
+        return f"{self.start}{sheet}{'....' * (self.room - len(self.operations))}"
 
     @property
     def answer(self) -> int:
@@ -82,7 +89,7 @@ def draw_chain(rng: np.random.Generator, options: ArithmeticOptions) -> Chain:
         (symbols[int(rng.integers(len(symbols)))], int(rng.integers(2, 10)))
         for _ in range(int(rng.integers(low, high + 1)))
     )
-    return Chain(int(rng.integers(options.modulus)), drawn, options.modulus)
+    return Chain(int(rng.integers(options.modulus)), drawn, options.modulus, high)
 
 
 def trace(chain: Chain, quality: Quality, rng: np.random.Generator, slip_rate: float = 0.0) -> str:

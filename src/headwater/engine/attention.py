@@ -118,7 +118,7 @@ class DecodeLayout:
         q_BMRD = (q[0].transpose(0, 1) * scaling).reshape(rows, kv_heads, heads // kv_heads, dim)
 
         prefix_keys, prefix_values = self._prompts.keys[layer], self._prompts.values[layer]
-        groups, _, length, _ = prefix_keys.shape
+        length = prefix_keys.shape[2]
         q_grid = self._to_grid(q_BMRD)  # [P, M, W*R, D]
         prefix = torch.matmul(q_grid, prefix_keys.transpose(2, 3))
         prefix = prefix + self._prefix_bias_PL[:, None, None, :]

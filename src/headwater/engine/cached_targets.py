@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -29,9 +30,7 @@ class CachedRollouts:
         for path in sorted(folder.glob("targets-*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 offsets = file.get_tensor("offsets").tolist()
-            self._where += [
-                (path, start, end) for start, end in zip(offsets, offsets[1:], strict=False)
-            ]
+            self._where += [(path, start, end) for start, end in pairwise(offsets)]
         self._head: torch.Tensor | None = None
 
     def targets(

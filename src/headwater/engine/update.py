@@ -67,7 +67,7 @@ class Updater:
         self.masters = (
             self._params
             if self._is_master
-            else [p.detach().float().clone().requires_grad_(True) for p in self._params]
+            else [p.detach().float().requires_grad_(True) for p in self._params]
         )
         for param in self._params:
             param.data = param.data.to(compute_dtype)

@@ -18,7 +18,6 @@ from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import RolloutBatch, RolloutSource
 from headwater.types import FinishReason, Problem, Verdict
 
-
 _SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),

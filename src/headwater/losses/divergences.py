@@ -59,7 +59,7 @@ def with_tail(logits_TV: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
 
 
 def tail_of(logprobs_TK: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Append the log of the mass that K log-probabilities leave over: [T, K + 1], or [T, V] at K = V.
+    """Append the log of the mass that K log-probabilities leave over, as `with_tail` does.
 
     A teacher that is sure leaves less than float32 can tell from nothing; the bucket then holds
     1e-7, so that a reverse KL from a student who is less sure stays finite.

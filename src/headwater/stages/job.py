@@ -90,7 +90,9 @@ class MetricsLog:
         self._file.flush()
 
     def close(self) -> None:
-        """Flush to disk and close."""
+        """Flush to disk and close; closing twice is harmless."""
+        if self._file.closed:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,8 +24,9 @@ from headwater.errors import BudgetExhausted
 from headwater.models.loading import load_model, load_tokenizer
 from headwater.models.saving import save_model
 from headwater.stages.job import MetricsLog, StageContext, StageJob
+from headwater.stages.rollouts import ROLLOUT_SCHEMA
 
-#: Work that is charged at once, not with the next checkpoint, because budgets watch it.
+#: Training is charged to the ledger at most this often, unless a budget or a label asks for more.
 _CHARGE_SECONDS = 1.0
 
 
@@ -33,6 +35,10 @@ class Learner:
 
     Use as a context manager; iterate `steps()`, call `record` once a step, then `publish`.
     `cursor` is the stage's own place in its data; it is saved with the weights.
+
+    Budgets stop a stage before a step changes any weight: updates are reserved before the step,
+    sampling and labels are charged before the update that learns from them. What the unfinished
+    step did besides is undone when the stage resumes.
     """
 
     def __init__(self, job: StageJob, context: StageContext, *, total_steps: int, updates: int):
@@ -49,12 +55,13 @@ class Learner:
             attn_implementation=ATTENTION_NAME,
         )
         self.dtype = resolve_dtype(job.compute, self.device, int(self.model.config.hidden_size))
-        if self.dtype != torch.float32:
-            self.model.to(self.dtype)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.vocab_size = len(self.tokenizer)
-        self.updater = Updater(self.model, self.config, updates)
+        self.updater = Updater(self.model, self.config, updates, self.dtype)
         self.cursor = 0
+        self._updates_per_step = updates // total_steps
+        self._reserves_updates = math.isfinite(context.account.remaining("updates"))
+        self._settles_each_step = self._reserves_updates
         self._done = 0
         self._spent_seconds = 0.0
         self._rollouts: list[dict[str, Any]] = []
@@ -65,13 +72,17 @@ class Learner:
             job.checkpoint_dir / "metrics.jsonl", self._done, self._spent_seconds
         )
         self._last = self._started
-        self._good_position = context.account.position()
+        self._settle()
 
     # --- the loop -----------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
-        """Steps still to do. Between steps it checkpoints and obeys a request to stop."""
+        """Steps still to do. Between steps it checkpoints and obeys a request to stop.
+
+        Raises BudgetExhausted before a step whose updates the budget does not allow.
+        """
         while self._done < self.total_steps:
+            self._reserve_updates()
             yield self._done
             stop = self.context.stop_requested()
             due = time.perf_counter() - self._saved_at > self.config.checkpoint_seconds
@@ -80,14 +91,39 @@ class Learner:
             if stop:
                 self.context.raise_if_stopped()
 
+    def _reserve_updates(self) -> None:
+        """Charge the next step's updates, where they are limited: several stages may share it."""
+        if not self._reserves_updates:
+            return
+        account, needed = self.context.account, self._updates_per_step
+        left = account.remaining("updates")
+        if left < needed:
+            raise BudgetExhausted(
+                f"{left:g} updates are left of the budget and the next step of {self.job.kind} "
+                f"takes {needed}; raise budget.updates and run again to continue"
+            )
+        account.charge(updates=needed)
+
     def charge(self, **amounts: float) -> None:
-        """Count work; written to the ledger within a second, and before every checkpoint."""
+        """Count work that no budget limits; written to the ledger within about a second."""
         for name, amount in amounts.items():
             self._pending[name] = self._pending.get(name, 0.0) + amount
 
-    def charge_training(self, tokens: int, updates: int = 1) -> None:
-        """Count trained tokens at 6 FLOPs a parameter and token, and updates."""
-        self.charge(trained_tokens=tokens, updates=updates, flops=6.0 * self.parameters * tokens)
+    def charge_training(self, tokens: int) -> None:
+        """Count one update on `tokens` tokens, at 6 FLOPs a parameter and token."""
+        self.charge(trained_tokens=tokens, flops=6.0 * self.parameters * tokens)
+        if not self._reserves_updates:
+            self.charge(updates=1)
+
+    def charge_sampling(self, prompts: int, tokens: int) -> None:
+        """Charge responses at once. Raises BudgetExhausted; call it before learning from them."""
+        self.will_charge_at_once()
+        flops = 2.0 * self.parameters * tokens
+        self.context.account.charge(prompts=prompts, generated_tokens=tokens, flops=flops)
+
+    def will_charge_at_once(self) -> None:
+        """Call before anything is charged past `charge`: earlier steps are then settled first."""
+        self._settles_each_step = True
 
     def record(
         self,
@@ -99,13 +135,12 @@ class Learner:
         now = time.perf_counter()
         self.charge(seconds=now - self._last)
         self._last = now
-        if now - self._charged_at > _CHARGE_SECONDS or "generated_tokens" in self._pending:
-            self._flush_charges()
         finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
         self._metrics.write(step, finite)
         self._rollouts += [dict(row) for row in rollouts]
         self._done = step + 1
-        self._good_position = self.context.account.position()
+        if self._settles_each_step or now - self._charged_at > _CHARGE_SECONDS:
+            self._settle()
         self.context.report_progress(
             {
                 "stage": self.job.fingerprint,
@@ -116,20 +151,23 @@ class Learner:
             }
         )
 
-    def _flush_charges(self) -> None:
+    def _settle(self) -> None:
+        """Write what was counted; a stage that fails in its next step returns to here."""
         pending, self._pending = self._pending, {}
         self._charged_at = time.perf_counter()
         if pending:
             self.context.account.charge(**pending)
+        self._settled = (self.context.account.position(), self.cursor)
 
     # --- saving -------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Checkpoint weights, optimiser, cursor, ledger position and rollouts together."""
-        self._flush_charges()
-        self._save(self.context.account.position())
+        self._settle()
+        self._save()
 
-    def _save(self, ledger_position: int) -> None:
+    def _save(self) -> None:
+        ledger_position, cursor = self._settled
         folder = self.job.checkpoint_dir
         if self._rollouts:
             _write_rows(self._rollouts, folder / "rollouts" / f"part-{self._done:09d}.parquet")
@@ -137,7 +175,7 @@ class Learner:
         state = {
             "done": self._done,
             "updates": self.updater.steps_done,
-            "cursor": self.cursor,
+            "cursor": cursor,
             "ledger_position": ledger_position,
             "seconds": self._spent_seconds + time.perf_counter() - self._started,
         }
@@ -160,8 +198,11 @@ class Learner:
                 part.unlink()
 
     def publish(self) -> None:
-        """Write the model folder, metrics and rollouts into the stage's output."""
-        self._flush_charges()
+        """Write the model folder, metrics and rollouts into the stage's output.
+
+        Nothing else of the stage is needed afterwards: not its checkpoints, not this object.
+        """
+        self._settle()
         out = self.job.output_dir
         self.context.account.observe_peak_memory(peak_memory_bytes())
         with torch.no_grad():
@@ -184,27 +225,12 @@ class Learner:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if isinstance(exc, BudgetExhausted):  # the unfinished step is undone when it resumes
+        self._metrics.close()
+        if isinstance(exc, BudgetExhausted):
             self._pending = {}
-            self._save(self._good_position)
+            self._save()
 
 
-def _write_rows(rows: Sequence[Mapping[str, Any]], path: Any) -> None:
+def _write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows), schema=ROLLOUT_SCHEMA), path)
-
-
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        ("stage", pa.string()),
-        ("step", pa.int32()),
-        ("problem_id", pa.string()),
-        ("sample", pa.int32()),
-        ("prompt", pa.string()),
-        ("response", pa.string()),
-        ("verdict", pa.string()),
-        ("reward", pa.float32()),
-        ("response_tokens", pa.int32()),
-        ("finish_reason", pa.string()),
-    ]
-)

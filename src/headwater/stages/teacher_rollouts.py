@@ -89,11 +89,12 @@ def _score(
         return 0
     lengths = batch.lengths_N
     offsets = torch.cat((torch.zeros(1, dtype=torch.long), torch.cumsum(lengths, 0)))
+    starts = offsets.tolist()
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     scored = 0
     for micro in micro_batches(batch.packed(), _SCORING_TOKENS):
         tokens = pack(micro, dtype=dtype, device=device)
-        place = torch.cat([torch.arange(offsets[r], offsets[r + 1]) for r in tokens.rows])
+        place = torch.cat([torch.arange(starts[r], starts[r + 1]) for r in tokens.rows])
         if isinstance(config.targets, TopK):
             top = teacher.top_k(tokens, config.targets.k)
             parts.setdefault("ids_TK", []).append((place, top.ids_TK.int()))

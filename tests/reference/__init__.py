@@ -1,0 +1,1 @@
+"""What the losses should be: plain Python loops over floats, one line of mathematics each."""

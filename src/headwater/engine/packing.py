@@ -20,8 +20,8 @@ class PackedGroup:
 
     @property
     def tokens(self) -> int:
-        """Tokens the body computes for this group."""
-        return len(self.prompt_ids) + sum(len(c) for c in self.completions)
+        """Tokens the body computes for this group: a completion's last token is only predicted."""
+        return len(self.prompt_ids) + sum(max(len(c) - 1, 0) for c in self.completions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,10 @@ class _GRPO:
             ]
             result = learner.updater.step(losses, denominator)
             metrics = dict(result.metrics) | {"loss": result.loss, "grad_norm": result.grad_norm}
-            learner.charge_training(sum(group.tokens for group in groups))
+            tokens = sum(group.tokens for group in groups)
+            learner.charge_training(tokens)
+            if self.reference is not None:
+                learner.charge(flops=2.0 * self.reference.parameters * tokens)
         return metrics
 
     def _loss(

@@ -58,6 +58,20 @@ def with_tail(logits_TV: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
     return torch.cat((kept, torch.logsumexp(rest, dim=-1, keepdim=True) - total), dim=-1)
 
 
+def top_k_logprobs(logits_TV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k most likely tokens and their log-probabilities: int64 and float32, [T, k].
+
+    The rest is summed apart from them: a float32 sum over a large vocabulary is off by 1e-5, more
+    than what a sure model leaves over, and `tail_of` takes the difference from 1.
+    """
+    top = logits_TV.topk(min(k, logits_TV.shape[-1]), dim=-1)
+    rest = logits_TV.scatter(-1, top.indices, -torch.inf)
+    rest = torch.logsumexp(rest, dim=-1, keepdim=True).double()
+    kept = top.values.double()
+    total = torch.logsumexp(torch.cat((kept, rest), dim=-1), dim=-1, keepdim=True)
+    return top.indices, (kept - total).float()
+
+
 def tail_of(logprobs_TK: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """Append the log of the mass that K log-probabilities leave over, as `with_tail` does.
 

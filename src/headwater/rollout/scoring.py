@@ -12,6 +12,7 @@ from headwater.engine.attention import ATTENTION_NAME
 from headwater.engine.forward import head_weight, hidden_at_targets
 from headwater.engine.packing import TokenBatch
 from headwater.losses.chunked_head import chunked_head_loss
+from headwater.losses.divergences import top_k_logprobs
 from headwater.models.loading import load_model
 from headwater.types import FullTargets, LossSums, TopKTargets
 
@@ -53,9 +54,9 @@ class FrozenModel:
         ids, logprobs = [], []
 
         def collect(logits_CV: torch.Tensor, part: slice) -> LossSums:
-            top = torch.log_softmax(logits_CV, dim=-1).topk(min(k, logits_CV.shape[-1]), dim=-1)
-            ids.append(top.indices)
-            logprobs.append(top.values)
+            found = top_k_logprobs(logits_CV, k)
+            ids.append(found[0])
+            logprobs.append(found[1])
             return LossSums(logits_CV.new_zeros(()), 0.0)
 
         self._chunks(batch, collect, temperature)

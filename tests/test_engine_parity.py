@@ -146,3 +146,13 @@ def test_sampled_tokens_follow_the_model_distribution() -> None:
     chi2 = ((counts - expected) ** 2 / expected.clamp_min(1e-9))[expected > 5].sum().item()
     degrees = int((expected > 5).sum())
     assert chi2 < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_a_draw_at_the_very_end_takes_no_impossible_token() -> None:
+    """u * total may round up to the total, which no cumulative probability exceeds."""
+    model = _model(torch.float32, "headwater")
+    sampler = InProcessSampler(model, SamplerSettings(1.0, 1, end_ids=(2,), vocab_size=3))
+    hidden, head = torch.ones(2, 1), torch.tensor([[5.0], [1.0], [-200.0]])
+    token, logprob = sampler._draw(hidden, head, torch.tensor([1.0, 1e-8]), torch.tensor([2]))
+    assert token.tolist() == [1, 0]
+    torch.testing.assert_close(logprob, torch.log_softmax(head[:, 0], 0)[token])

@@ -59,7 +59,7 @@ class Learner:
         self.vocab_size = len(self.tokenizer)
         self.updater = Updater(self.model, self.config, updates, self.dtype)
         self.cursor = 0
-        self._updates_per_step = updates // total_steps
+        self._updates_per_step = updates // max(total_steps, 1)
         self._reserves_updates = math.isfinite(context.account.remaining("updates"))
         self._settles_each_step = self._reserves_updates
         self._done = 0

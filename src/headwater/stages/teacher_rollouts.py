@@ -49,7 +49,7 @@ def run(job: StageJob, context: StageContext) -> None:
         began = time.perf_counter()
         problems = job.problems[start : start + config.prompts_per_batch]
         batch = RolloutBatch(tuple(source.draw(problems, config.rollouts_per_prompt, 0)))
-        scored = _score(job, config, teacher, batch, step, device, dtype)
+        scored = _score(job, config, teacher, batch, step)
         rows += _rows(job, step, batch, source, problems)
         tokens = int(batch.lengths_N.sum())
         seconds = time.perf_counter() - began
@@ -81,19 +81,18 @@ def _score(
     teacher: FrozenModel,
     batch: RolloutBatch,
     step: int,
-    device: torch.device,
-    dtype: torch.dtype,
 ) -> int:
     """Write the teacher's distributions for one batch, rows in order; returns tokens scored."""
     if config.targets is None:
         return 0
+    head = teacher.head_VH
     lengths = batch.lengths_N
     offsets = torch.cat((torch.zeros(1, dtype=torch.long), torch.cumsum(lengths, 0)))
     starts = offsets.tolist()
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     scored = 0
     for micro in micro_batches(batch.packed(), _SCORING_TOKENS):
-        tokens = pack(micro, dtype=dtype, device=device)
+        tokens = pack(micro, dtype=head.dtype, device=head.device)
         place = torch.cat([torch.arange(starts[r], starts[r + 1]) for r in tokens.rows])
         if isinstance(config.targets, TopK):
             top = teacher.top_k(tokens, config.targets.k)

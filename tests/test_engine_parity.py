@@ -79,9 +79,7 @@ def test_packed_loss_and_gradient_equal_plain_ones(name: str, budget: int, chunk
     assert packed.item() == pytest.approx(plain.item(), rel=1e-6)
     plain.backward()
     packed.backward()
-    for (key, p), q in zip(
-        plain_model.named_parameters(), packed_model.parameters(), strict=True
-    ):
+    for (key, p), q in zip(plain_model.named_parameters(), packed_model.parameters(), strict=True):
         # rotary tables and norms are float32 inside transformers, hence not 1e-12
         scale = p.grad.abs().max().item()
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=2e-6 * scale, msg=key)

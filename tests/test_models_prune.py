@@ -45,7 +45,7 @@ def composed_logits(model: PreTrainedModel, layers: list[int]) -> Tensor:
 )
 @torch.no_grad()
 def test_forward_is_the_kept_layers_composed(choice: int | list[int], layers: list[int]) -> None:
-    model = tiny_model("tiny:teacher", seed=0)
+    model = tiny_model("tiny:large", seed=0)
     pruned = prune_layers(model, choice)
     assert torch.equal(pruned(IDS_1T).logits, composed_logits(model, list(layers)))
     assert pruned.config.num_hidden_layers == len(layers)
@@ -54,7 +54,7 @@ def test_forward_is_the_kept_layers_composed(choice: int | list[int], layers: li
 
 @torch.no_grad()
 def test_generation_with_a_cache_equals_the_plain_forward() -> None:
-    pruned = prune_layers(tiny_model("tiny:teacher", seed=0), [1, 3])
+    pruned = prune_layers(tiny_model("tiny:large", seed=0), [1, 3])
     assert [layer.self_attn.layer_idx for layer in pruned.model.layers] == [0, 1]
     out = pruned.generate(IDS_1T, max_new_tokens=8, do_sample=False, eos_token_id=None)
     new = out[:, IDS_1T.shape[1] :]
@@ -63,7 +63,7 @@ def test_generation_with_a_cache_equals_the_plain_forward() -> None:
 
 
 def test_original_is_left_alone_and_shares_nothing() -> None:
-    model = tiny_model("tiny:teacher", seed=0)
+    model = tiny_model("tiny:large", seed=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pruned = prune_layers(model, 2)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_original_is_left_alone_and_shares_nothing() -> None:
 
 
 def test_tied_embedding_stays_tied_and_the_folder_loads(tmp_path: Path) -> None:
-    pruned = prune_layers(tiny_model("tiny:teacher", seed=0), 2)
+    pruned = prune_layers(tiny_model("tiny:large", seed=0), 2)
     assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
     save_model(pruned, tiny_tokenizer(), tmp_path)
     read = load_model(tmp_path, dtype=torch.float32)
@@ -83,7 +83,7 @@ def test_tied_embedding_stays_tied_and_the_folder_loads(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_attention_windows_follow_their_layers(tmp_path: Path) -> None:
-    values = tiny_config("tiny:teacher").to_dict()
+    values = tiny_config("tiny:large").to_dict()
     values |= {
         "use_sliding_window": True,
         "sliding_window": 4,

@@ -114,9 +114,7 @@ def test_teacher_rollouts_take_the_warmups_settings_and_the_recipes_sampling() -
     stages = {"warmup": {"teacher_rollouts_per_prompt": 3, "targets": {"kind": "top_k", "k": 8}}}
     graph = graph_of(stages=stages, sampling={"temperature": 0.7, "max_new_tokens": 33})
     (settings,) = {
-        node.settings()
-        for node in graph.nodes.values()
-        if node.kind == "teacher_rollouts"
+        node.settings() for node in graph.nodes.values() if node.kind == "teacher_rollouts"
     }
     assert settings.rollouts_per_prompt == 3
     assert settings.targets == TopK(k=8)

@@ -123,7 +123,9 @@ def evaluate(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Model folders, or sources as hf:ID.")
     ],
-    problems: Annotated[str, typer.Option(help="A file, hf:ID:SPLIT or task:arithmetic.")],
+    problems: Annotated[
+        str, typer.Option(help="A file, a hub dataset (hf:NAME) or task:arithmetic.")
+    ],
     attempts: Annotated[int, typer.Option(help="Attempts at each problem (k).")] = 16,
     verifier: VerifierOption = "math",
     prompt: Annotated[str, typer.Option(help="boxed, hash, answer_is or bare.")] = "boxed",

@@ -34,8 +34,8 @@ def generator(*names: int | str) -> np.random.Generator:
 def uniforms(keys: np.ndarray, start: int, count: int) -> np.ndarray:
     """Counter-based uniforms in (0, 1): row i, column t depends on keys[i] and start + t only.
 
-    keys: uint64 [N]; returns float32 [N, count] (24 random bits each), by the splitmix64
-    finaliser over key + (start + t + 1) * golden.
+    keys: uint64 [N]; returns float32 [N, count] (23 random bits each, so that none
+    rounds to 1), by the splitmix64 finaliser over key + (start + t + 1) * golden.
     """
     counters = np.arange(start + 1, start + count + 1, dtype=np.uint64) * _GOLDEN
     with np.errstate(over="ignore"):
@@ -43,4 +43,4 @@ def uniforms(keys: np.ndarray, start: int, count: int) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
+    return ((z >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)

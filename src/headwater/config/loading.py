@@ -22,7 +22,7 @@ class _RecipeLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise InputError(f"line {line}: key {key!r} occurs twice; keep one of them")
@@ -84,9 +84,11 @@ def apply_override(data: Mapping[str, Any], override: str) -> dict[str, Any]:
     {'a': {'b': 2}}
     """
     key, separator, value = override.partition("=")
-    parts = [part for part in key.strip().split(".")]
+    parts = key.strip().split(".")
     if not separator or not all(parts):
-        raise InputError(f"--set {override}: expected KEY.SUBKEY=VALUE, such as stages.grpo.steps=50")
+        raise InputError(
+            f"--set {override}: expected KEY.SUBKEY=VALUE, such as stages.grpo.steps=50"
+        )
     return _set(data, parts, parse_yaml(value, f"--set {override}"), override)
 
 

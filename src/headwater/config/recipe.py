@@ -76,9 +76,7 @@ class ModelSpec(Settings):
     """
 
     source: str
-    layers: (
-        PositiveInt | Annotated[tuple[int, ...], BeforeValidator(_tuple)] | None
-    ) = None
+    layers: PositiveInt | Annotated[tuple[int, ...], BeforeValidator(_tuple)] | None = None
     prepare: Chain = ()
 
 
@@ -139,9 +137,7 @@ class Contrast(Settings):
 
     better: Name
     than: Name
-    differs_in: (
-        Annotated[tuple[str, ...], BeforeValidator(_tuple)] | None
-    ) = None
+    differs_in: Annotated[tuple[str, ...], BeforeValidator(_tuple)] | None = None
 
 
 class Budget(Settings):
@@ -278,8 +274,10 @@ def _item_problems(recipe: Recipe, item: ChainItem, where: str) -> list[str]:
 def _arm_problems(recipe: Recipe) -> list[str]:
     found = []
     for name, arm in recipe.arms.items():
-        roles = (("teacher", arm.teacher, arm.teacher_model),
-                 ("student", arm.student, arm.student_model))
+        roles = (
+            ("teacher", arm.teacher, arm.teacher_model),
+            ("student", arm.student, arm.student_model),
+        )
         for role, chain, model in roles:
             if chain is None:
                 continue

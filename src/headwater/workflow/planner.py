@@ -154,8 +154,14 @@ class _Builder:
         own_seed = seed if tiny else 0
         options = {"size": asdict(tiny_size(source.target))} if tiny else {}
         return self._add(
-            kind="source", config=config, seed=own_seed, stream=f"source:{spec.source}",
-            role="base", model_name=model_name, model=parent, options=options,
+            kind="source",
+            config=config,
+            seed=own_seed,
+            stream=f"source:{spec.source}",
+            role="base",
+            model_name=model_name,
+            model=parent,
+            options=options,
         )
 
     def chain(

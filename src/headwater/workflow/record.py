@@ -332,9 +332,7 @@ def read_attempts(paths: Sequence[Path], seeds: tuple[int, ...]) -> AttemptTable
     )
 
 
-def _stage(
-    graph: Graph, fingerprint: str, store: ArtifactStore, ledger: Ledger
-) -> StageOutcome:
+def _stage(graph: Graph, fingerprint: str, store: ArtifactStore, ledger: Ledger) -> StageOutcome:
     node = graph.nodes[fingerprint]
     kind = "eval" if node.is_evaluation else "train"
     return StageOutcome(

@@ -80,9 +80,12 @@ def run_study(
             limits=study.recipe.budget.limits(),
             threads=threads,
         )
-        with view, Executor(
-            study.graph, setup, processes, lambda f: make_task(study, store, f), view
-        ) as executor:
+        with (
+            view,
+            Executor(
+                study.graph, setup, processes, lambda f: make_task(study, store, f), view
+            ) as executor,
+        ):
             stopped = _execute(study, store, executor, functions)
         return load_outcome(out_dir, stopped)
 
@@ -125,9 +128,7 @@ def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask
         rollouts_dir=None if node.rollouts is None else store.path(node.rollouts).resolve(),
         options=node.options,
     )
-    return StageTask(
-        job, study.graph.describe(fingerprint), _facts(node), study.labels_of(node)
-    )
+    return StageTask(job, study.graph.describe(fingerprint), _facts(node), study.labels_of(node))
 
 
 def _facts(node: StageNode) -> dict[str, object]:

@@ -26,9 +26,14 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 
 
 class Task(Settings):
-    """Where problems come from, how they are asked and how answers are checked."""
+    """Where problems come from, how they are asked and how answers are checked.
+
+    `worked` is another source for the pool of worked solutions. An evaluation set may be
+    `pool:validation`: problems of `train` that no stage may read.
+    """
 
     train: str
+    worked: str | None = None
     eval: dict[Name, str] = Field(min_length=1)
     columns: dict[str, str] | None = None
     verifier: str = "math"
@@ -208,7 +213,12 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        problems = [*_model_problems(self), *_arm_problems(self), *_contrast_problems(self)]
+        problems = [
+            *_task_problems(self),
+            *_model_problems(self),
+            *_arm_problems(self),
+            *_contrast_problems(self),
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -224,6 +234,21 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         )
         merged[key] = _merge(old, value) if keep else value  # type: ignore[arg-type]
     return merged
+
+
+def _task_problems(recipe: Recipe) -> list[str]:
+    found = []
+    for name, source in recipe.task.eval.items():
+        if not source.startswith("pool:"):
+            continue
+        if source != "pool:validation" or not recipe.pools.validation:
+            found.append(
+                f"task.eval.{name}={source}: expected pool:validation with pools.validation set; "
+                "no other pool is kept from training"
+            )
+    if recipe.task.worked is not None and not recipe.pools.worked:
+        found.append("task.worked is given but pools.worked is 0; say how many to take")
+    return found
 
 
 def _model_problems(recipe: Recipe) -> list[str]:
@@ -256,6 +281,8 @@ def _item_problems(recipe: Recipe, item: ChainItem, where: str) -> list[str]:
             f"{where}: pool {pool!r} is not one of {', '.join(recipe.pools.names)}; "
             "name one of these or add it under `pools`"
         )
+    if pool == "validation":
+        found.append(f"{where}: pool 'validation' is kept from training; use another")
     if item.kind == "grpo" and pool in ("prompts", "worked"):
         found.append(f"{where}: grpo cannot read pool {pool!r}, which has no labels; use labels")
     try:

@@ -46,6 +46,10 @@ class Pools:
             )
         return self._pool(name).labels
 
+    def labelled(self, name: str) -> LabelledProblems:
+        """Problems and labels of a pool together, to be evaluated on."""
+        return self._pool(name)
+
     def data_hash(self, name: str) -> str:
         """Hash of the pool's problems and labels, for fingerprints."""
         return self._pool(name).data_hash
@@ -68,6 +72,7 @@ def make_pools(
     worked: int = 0,
     validation: int = 0,
     seed: int = 0,
+    worked_data: LabelledProblems | None = None,
 ) -> Pools:
     """Divide `data` into disjoint pools of the given sizes; `split` names parts of `labels`.
 
@@ -77,20 +82,28 @@ def make_pools(
     all. Of problems whose normalised texts are equal the first in the order is kept. Parts differ
     in size by at most one.
 
+    worked_data: where `worked` comes from, if not from `data`; problems of `data` are left out.
+
     Raises InputError for negative sizes, more problems or worked solutions than there are,
     names that repeat or are taken, and fewer labels than parts.
     """
     sizes = {"labels": labels, "prompts": prompts, "worked": worked, "validation": validation}
     _check_request(sizes, split)
     order = _shuffled_distinct(data, seed)
-    asked = sum(sizes.values())
+    elsewhere = worked_data is not None
+    asked = sum(sizes.values()) - (worked if elsewhere else 0)
     if asked > len(order):
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
+        listed = ", ".join(
+            f"{name} {size}"
+            for name, size in sizes.items()
+            if size and not (elsewhere and name == "worked")
+        )
         raise InputError(
             f"pools ask for {asked} problems ({listed}), but there are {len(order)} distinct "
             "training problems; ask for fewer or give more data"
         )
-    solved = [pair for pair in order if pair[1].solution is not None]
+    candidates = order if worked_data is None else _apart(worked_data, order, seed)
+    solved = [pair for pair in candidates if pair[1].solution is not None]
     if worked > len(solved):
         raise InputError(
             f"pools.worked asks for {worked} worked solutions, but {len(solved)} problems have "
@@ -110,6 +123,19 @@ def make_pools(
         for name, pairs in pools.items()
     }
     return Pools({**made, _UNGRADED: made[_UNGRADED].without_labels()})
+
+
+def _apart(
+    data: LabelledProblems, order: Sequence[tuple[Problem, Label]], seed: int
+) -> list[tuple[Problem, Label]]:
+    """The problems of `data`, shuffled, that `order` does not hold by id or text."""
+    ids = {problem.id for problem, _ in order}
+    texts = {normalise(problem.prompt) for problem, _ in order}
+    return [
+        pair
+        for pair in _shuffled_distinct(data, seed)
+        if pair[0].id not in ids and normalise(pair[0].prompt) not in texts
+    ]
 
 
 def _check_request(sizes: dict[str, int], split: Sequence[str]) -> None:

@@ -214,7 +214,10 @@ class _Builder:
                 f"task.train={task.train}: pretrain makes traces of an embedded task; set "
                 "task.train to task:arithmetic, or start from a model that is already trained"
             )
-        return {"train": task.train, "evals": list(task.eval.values())}
+        return {
+            "train": task.train,
+            "evals": [s for s in task.eval.values() if not s.startswith("pool:")],
+        }
 
     def _teacher_rollouts(
         self, reader: Mapping[str, Any], pool: str | None, teacher: str | None, seed: int

@@ -19,6 +19,9 @@ from headwater.workflow.contrasts import check_contrasts
 from headwater.workflow.graph import NEEDS_VAULT, Graph, StageNode
 from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
 
+#: An evaluation set that is a pool of the training source.
+_POOL = "pool:"
+
 
 @dataclass(frozen=True)
 class Study:
@@ -64,13 +67,16 @@ def prepare_study(
     check_contrasts(recipe)
     for spec in recipe.models.values():
         require_available(spec.source)
-    columns = recipe.task.columns
-    evals = {
-        name: _first(name, _load(source, columns), recipe.evaluation)
-        for name, source in recipe.task.eval.items()
+    task, sizes = recipe.task, recipe.pools
+    outside = {
+        name: _load(source, task.columns)
+        for name, source in task.eval.items()
+        if not source.startswith(_POOL)
     }
-    train, found = remove_contaminated(_load(recipe.task.train, columns), evals)
-    sizes = recipe.pools
+    train, found = remove_contaminated(_load(task.train, task.columns), outside)
+    worked = None
+    if task.worked is not None:
+        worked, _ = remove_contaminated(_load(task.worked, None), outside)
     pools = make_pools(
         train,
         labels=sizes.labels,
@@ -79,7 +85,18 @@ def prepare_study(
         worked=sizes.worked,
         validation=sizes.validation,
         seed=sizes.seed,
+        worked_data=worked,
     )
+    evals = {
+        name: _first(
+            name,
+            pools.labelled(source.removeprefix(_POOL))
+            if source.startswith(_POOL)
+            else outside[name],
+            recipe.evaluation,
+        )
+        for name, source in task.eval.items()
+    }
     _check_prompt(recipe, train)
     data = GraphData(
         pools={name: _identity(pools, name) for name in pools.names},

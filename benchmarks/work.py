@@ -20,6 +20,7 @@ from headwater.config.recipe import Compute
 from headwater.config.stages import GRPOStage, OPDStage, TrainingStage, WarmupStage
 from headwater.engine.attention import ATTENTION_NAME
 from headwater.engine.forward import head_weight, hidden_at_targets
+from headwater.engine.memory import keep_freed_memory
 from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype, set_threads
 from headwater.engine.update import StepResult, Updater
@@ -98,6 +99,7 @@ class Bench:
 
     def __init__(self, options: Options) -> None:
         options.check()
+        keep_freed_memory()
         self.options = options
         compute = Compute.model_validate({"device": options.device, "precision": options.dtype})
         self.device = resolve_device(compute)

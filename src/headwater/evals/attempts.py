@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headwater.config.recipe import Evaluation
-from headwater.engine.memory import peak_memory_bytes, reset_peak_memory
+from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
@@ -39,6 +39,7 @@ def run(job: StageJob, context: StageContext) -> None:
     Columns problem_id, attempt, verdict, response_tokens, truncated, prompt, response, level,
     subject. An interrupted evaluation begins again; its samples are the same.
     """
+    keep_freed_memory()
     reset_peak_memory()
     config = job.config
     assert isinstance(config, Evaluation) and job.model_dir is not None

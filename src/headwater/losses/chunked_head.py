@@ -17,11 +17,13 @@ from headwater.types import LossSums
 #: A loss on the float32 logits [C, V] of the tokens in a slice.
 ChunkLoss = Callable[[torch.Tensor, slice], LossSums]
 
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 1 << 24
+#: Rows of the head whose gradient is added at a time where it has to be widened first.
+_HEAD_ROWS = 2048
 
 
 def chunk_tokens(vocab_size: int) -> int:
-    """Tokens a chunk: about 16 MiB of float32 logits, at least 16 tokens."""
+    """Tokens a chunk: about 64 MiB of float32 logits, at least 16 tokens."""
     return max(16, _CHUNK_ELEMENTS // vocab_size)
 
 
@@ -91,7 +93,9 @@ class _ChunkedHead(torch.autograd.Function):
                 if hidden.dtype == accumulate:
                     grad_head.addmm_(grad_logits.T, hidden)
                 else:
-                    grad_head += grad_logits.T @ hidden
+                    for row in range(0, grad_head.shape[0], _HEAD_ROWS):
+                        rows = slice(row, row + _HEAD_ROWS)
+                        grad_head[rows] += grad_logits[:, rows].T @ hidden
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head_VH.dtype
         return total

@@ -128,7 +128,7 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 
 def learning_curves(results: Results, run_dir: Path) -> list[KindCurves]:
-    """Panels for each kind of stage that left metrics; what prepares the models comes last."""
+    """Panels for each kind of stage that learned; what prepares the models comes last."""
     kinds = dict.fromkeys(stage.kind for stage in results.stages)
     ordered = sorted(kinds, key=lambda kind: kind in _PREPARING)
     found = [
@@ -137,7 +137,7 @@ def learning_curves(results: Results, run_dir: Path) -> list[KindCurves]:
         )
         for kind in ordered
     ]
-    return [curves for curves in found if curves.leading or curves.further]
+    return [curves for curves in found if curves.leading]
 
 
 def _kind_curves(

@@ -71,7 +71,7 @@ def _place(row: RowOutcome, outcome: RunOutcome) -> int:
     if row.arm not in outcome.record.titles:
         return 0
     own = outcome.record.titles[row.arm] == row.title
-    return 2 if own else 1
+    return 1 if own else 2
 
 
 def _evaluation(row: RowOutcome) -> ArmEvaluation:

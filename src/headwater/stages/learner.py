@@ -17,7 +17,7 @@ import torch
 from headwater.config.stages import TrainingStage
 from headwater.engine.attention import ATTENTION_NAME
 from headwater.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from headwater.engine.memory import peak_memory_bytes, reset_peak_memory
+from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.engine.update import Updater
 from headwater.errors import BudgetExhausted
@@ -43,6 +43,7 @@ class Learner:
 
     def __init__(self, job: StageJob, context: StageContext, *, total_steps: int, updates: int):
         assert isinstance(job.config, TrainingStage) and job.model_dir is not None
+        keep_freed_memory()
         reset_peak_memory()
         self.job, self.context, self.config = job, context, job.config
         self.total_steps = total_steps

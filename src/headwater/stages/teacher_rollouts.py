@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from headwater.config.stages import FullVocabulary, TeacherRolloutsStage, TopK
-from headwater.engine.memory import peak_memory_bytes, reset_peak_memory
+from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.packing import micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.models.loading import load_tokenizer
@@ -33,6 +33,7 @@ def run(job: StageJob, context: StageContext) -> None:
     Writes rollouts.parquet (with token ids), one targets-N.safetensors per batch of prompts
     (`offsets` [R + 1] and hidden_TH, or ids_TK and logprobs_TK), and head.safetensors.
     """
+    keep_freed_memory()
     reset_peak_memory()
     config = job.config
     assert isinstance(config, TeacherRolloutsStage) and job.teacher_dir is not None

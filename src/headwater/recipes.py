@@ -78,10 +78,10 @@ def copy_recipe(name: str, to: Path | None = None) -> Path:
 
 
 def _first_comment(path: Path) -> str:
-    """The comment lines a recipe begins with, as one sentence or two."""
+    """The first paragraph of the comment a recipe begins with."""
     words = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
+        if not line.startswith("#") or (words and line == "#"):
             break
         words.append(line.lstrip("# ").strip())
     return " ".join(words).strip()

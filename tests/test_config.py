@@ -219,6 +219,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("name: a\nname: b\n", "line 2: key 'name' occurs twice"),
         ("- 1\n", "expected a mapping of keys, found list"),
         ("", "expected a mapping of keys, found NoneType"),
+        ("name: {{study}}\n", "line 1: key {'study': None} is no plain value"),
+        ("name: 2026-13-01\n", "not valid YAML (month must be in 1..12)"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, words: str) -> None:
@@ -271,6 +273,7 @@ def test_unknown_keys_come_with_a_near_name(data: dict[str, Any], line: str) -> 
         (with_stage("grpo", steps=True), "r.yaml: stages.grpo.steps = True: "),
         (with_stage("grpo", steps=0), "r.yaml: stages.grpo.steps = 0: "),
         (with_stage("grpo", lr=-1.0), "r.yaml: stages.grpo.lr = -1.0: "),
+        (with_stage("grpo", lr=float("inf")), "r.yaml: stages.grpo.lr = inf: "),
         (plain(seeds=[]), "r.yaml: seeds: "),
         (plain(seeds=["0"]), "r.yaml: seeds.0 = '0': "),
         (plain(name="a b"), "r.yaml: name = 'a b': "),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,12 @@ class _RecipeLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise InputError(
+                    f"line {line}: key {key!r} is no plain value; write text, or quote it"
+                )
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise InputError(f"line {line}: key {key!r} occurs twice; keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -43,6 +47,8 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise InputError(f"{where}{line}: not valid YAML ({problem}); mend this line") from None
+    except ValueError as error:  # what looks like a date or a number and is none
+        raise InputError(f"{where}: not valid YAML ({error}); quote the value") from None
     except InputError as error:
         raise InputError(f"{where}, {error}") from None
 

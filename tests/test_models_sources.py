@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,14 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
 )
 
@@ -279,6 +286,29 @@ def test_gguf_source_gives_back_the_weights_without_the_marker(tmp_path: Path) -
     text = tokenizer.apply_chat_template([{"role": "user", "content": "1+1=?"}], tokenize=False)
     assert text == "<|im_start|>user\n1+1=?<|im_end|>\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda config: GraniteForCausalLM(GraniteConfig(**config, logits_scaling=8.0)), "=8.0"),
+        (lambda config: CohereForCausalLM(CohereConfig(**config)), "logit_scale=0.0625"),
+        (lambda config: PhiForCausalLM(PhiConfig(**config)), "a bias in the output head"),
+    ],
+)
+def test_a_head_with_more_than_weights_is_refused(
+    tmp_path: Path, make: Callable[[dict[str, int]], PreTrainedModel], found: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    model = make({**shape, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})
+    save_model(model, tokenizer, tmp_path / "model")
+    with pytest.raises(InputError, match=f"behind the head.*{found}"):
+        materialise(f"hf:{tmp_path / 'model'}", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="behind the head"):
+        load_model(tmp_path / "model", dtype=torch.float32)
 
 
 @needs_gguf

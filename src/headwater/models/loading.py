@@ -17,6 +17,14 @@ from headwater.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+HEAD_FACTORS = (
+    "final_logit_softcapping",
+    "logits_scaling",
+    "logit_scale",
+    "lm_head_multiplier",
+)
+"""Config keys of models that scale or cap what comes out of the head."""
+
 
 def load_model(
     path: Path,
@@ -30,8 +38,9 @@ def load_model(
 
     dtype: of the weights in memory; device: a torch device; attn_implementation: the name
     transformers gives an attention ("sdpa", "eager", "flash_attention_2", ...).
-    Raises InputError for a folder without a model, and for weights that do not fit the
-    config (missing ones would otherwise be drawn at random).
+    Raises InputError for a folder without a model, for weights that do not fit the config
+    (missing ones would otherwise be drawn at random), and for a head that the engine does not
+    compute.
     """
     require_model_folder(path)
     with without_progress_bars():
@@ -44,6 +53,7 @@ def load_model(
             output_loading_info=True,
         )
     require_all_weights(str(path), info)
+    require_plain_head(model, str(path))
     return model.to(device).eval()
 
 
@@ -86,6 +96,24 @@ def stored_dtype(path: Path) -> torch.dtype:
             "correct it"
         )
     return dtype
+
+
+def require_plain_head(model: PreTrainedModel, name: str) -> None:
+    """Raise InputError unless the logits of `model` are its final hidden states times its head.
+
+    The engine computes them so, a chunk at a time; a bias, a scale or a soft cap behind the head
+    would be left out without a sign, and every probability be another model's.
+    """
+    head = model.get_output_embeddings()
+    values = {key: getattr(model.config, key, None) for key in HEAD_FACTORS}
+    extras = [f"{key}={value}" for key, value in values.items() if value not in (None, 1.0)]
+    if getattr(head, "bias", None) is not None:
+        extras.append("a bias in the output head")
+    if extras:
+        raise InputError(
+            f"{name} changes its logits behind the head ({', '.join(extras)}): expected hidden "
+            "states times head alone, as in Llama, Qwen, Mistral or SmolLM; choose such a model"
+        )
 
 
 def require_model_folder(path: Path) -> None:

@@ -157,4 +157,4 @@ def source_config(
 def hidden_size(model_dir: Path) -> int:
     """Hidden size of the model in a folder, from its config.json."""
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    return int(config["hidden_size"])
+    return int(config.get("text_config", config)["hidden_size"])

@@ -14,6 +14,7 @@ from headwater.models.loading import (
     load_model,
     load_tokenizer,
     require_all_weights,
+    require_plain_head,
     stored_dtype,
     without_progress_bars,
 )
@@ -63,6 +64,7 @@ def materialise(
         model, tokenizer = _pruned(source, layers, parent_dir, trust_remote_code)
     else:
         model, tokenizer = _loaded(described, seed, trust_remote_code)
+    require_plain_head(model, source)
     settle_special_tokens(model, tokenizer, source)
     save_model(model, tokenizer, out_dir)
 

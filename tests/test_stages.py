@@ -31,7 +31,7 @@ from headwater.config.stages import (
 )
 from headwater.engine.cached_targets import CachedRollouts
 from headwater.engine.packing import PackedGroup, pack
-from headwater.errors import StageError
+from headwater.errors import InputError, StageError
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages import grpo, opd, pretrain, sample_sft, sft, teacher_rollouts, warmup
 from headwater.tasks.problems import load_problems
@@ -155,6 +155,17 @@ def test_pretrain_never_trains_on_a_problem_of_the_study(tmp_path: Path, student
     tokens = encode_prompt(tokenizer, Problem("p", prompt, "test"), "bare")
     work = tokenizer.encode(prompt.replace("?", "0") + "\n\\boxed{0}")
     assert run.spent()["trained_tokens"] == 8 * (len(tokens) + len(work))
+
+
+def test_pretrain_says_when_the_study_leaves_nothing_to_train_on(
+    tmp_path: Path, student: Path
+) -> None:
+    every = "task:arithmetic?steps=1&count=16&modulus=2&operations=+"
+    options = {"train": every, "evals": []}
+    config = PretrainStage(steps=1, batch_size=8, warmup_steps=0)
+    job = make_job("pretrain", config, tmp_path, model_dir=student, options=options)
+    with pytest.raises(InputError, match=r"among the study's 16; .* lower count"):
+        Run(job).start()
 
 
 def test_sft_reads_each_solution_once_and_no_verdict(tmp_path: Path, student: Path) -> None:

@@ -74,6 +74,17 @@ def test_missing_empty_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(InputError, match="UTF-8"):
         read_cases(tmp_path / "binary.jsonl")
+    whole = gzip.compress(b'{"prediction": "4", "gold": "4"}\n' * 50)
+    (tmp_path / "torn.jsonl.gz").write_bytes(whole[:-9])
+    with pytest.raises(InputError, match=r"torn\.jsonl\.gz cannot be read"):
+        read_cases(tmp_path / "torn.jsonl.gz")
+
+
+def test_a_number_too_long_for_python_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(f'{{"prediction": "4", "gold": {"7" * 5_000}}}\n')
+    with pytest.raises(InputError, match=r"long\.jsonl:1: not JSON \(Exceeds the limit"):
+        read_cases(path)
 
 
 def test_gold_is_in_no_repr(tmp_path: Path) -> None:

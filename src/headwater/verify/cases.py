@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,8 @@ def read_cases(path: Path, *, wrap_bare: bool = False) -> list[Case]:
     for place, line in _numbered_lines(path):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{place}: not JSON ({error.msg}); write one object a line") from None
+        except ValueError as error:  # also a number of more digits than Python reads
+            raise InputError(f"{place}: not JSON ({error}); write one object a line") from None
         case = _case(place, row)
         if wrap_bare and "\\boxed" not in case.prediction:
             boxed = f"\\boxed{{{case.prediction}}}"
@@ -105,8 +106,8 @@ def _numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{path}:{number}", line.decode()
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} cannot be read ({reason}); give a .jsonl file") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from None

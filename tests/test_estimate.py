@@ -70,7 +70,7 @@ def test_pretraining_counts_updates(study: Study) -> None:
 
 def test_sft_reads_every_worked_solution(study: Study) -> None:
     found = work(study, "sft")
-    assert (found.updates, found.labels, found.verifier_calls) == (3, 30, 0)  # ceil(30 * 2 / 25)
+    assert (found.updates, found.labels, found.verifier_calls) == (4, 30, 0)  # 2 * ceil(30 / 25)
 
 
 def test_grpo_reads_a_label_a_prompt_and_grades_every_rollout(study: Study) -> None:
@@ -96,7 +96,7 @@ def test_the_bridge_reads_no_label(study: Study) -> None:
     rollouts = work(study, "teacher_rollouts")
     assert (rollouts.rollouts, rollouts.scored, rollouts.updates) == (200, True, 0)
     warmup = work(study, "warmup")
-    assert (warmup.updates, warmup.rollouts) == (20, 0)  # ceil(200 * 3 / 30)
+    assert (warmup.updates, warmup.rollouts) == (21, 0)  # 3 * ceil(200 / 30)
     opd = work(study, "opd")
     assert (opd.updates, opd.rollouts, opd.scored) == (7, 56, True)
     assert rollouts.labels == warmup.labels == opd.labels == 0
@@ -111,7 +111,7 @@ def test_an_arm_uses_what_it_shares(study: Study) -> None:
     plan = estimate(study, CPU)
     arms = {arm.arm: arm.spending for arm in plan.arms}
     assert arms["cold"].updates == 6 + 3
-    assert arms["bridge"].updates == 6 + 3 + 3 + 20 + 7
+    assert arms["bridge"].updates == 6 + 4 + 3 + 21 + 7
     assert arms["half"].updates == arms["bridge"].updates + 100
     assert arms["cold"].labels == 15
     assert arms["bridge"].labels == 30 + 15

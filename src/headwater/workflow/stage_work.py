@@ -83,13 +83,12 @@ def _pretrain(stage: PretrainStage, pool_size: int, longest: int) -> StageWork:
 
 
 def _sft(stage: SFTStage, pool_size: int, longest: int) -> StageWork:
-    updates = stage.steps or math.ceil(pool_size * stage.epochs / stage.batch_size)
+    updates = stage.steps or stage.epochs * math.ceil(pool_size / stage.batch_size)
     tokens = updates * stage.batch_size * _MEAN_SOLUTION_TOKENS
     return StageWork(
         updates=updates,
         trained_tokens=tokens,
         labels=min(pool_size, updates * stage.batch_size),
-        prompts=updates * stage.batch_size,
         micro_batch_tokens=min(stage.micro_batch_tokens, tokens // max(updates, 1)),
     )
 
@@ -126,12 +125,11 @@ def _cached_rollouts(
     stage: WarmupStage | SampleSFTStage, pool_size: int, longest: int
 ) -> StageWork:
     rollouts = pool_size * stage.teacher_rollouts_per_prompt
-    updates = stage.steps or math.ceil(rollouts * stage.epochs / stage.batch_size)
+    updates = stage.steps or stage.epochs * math.ceil(rollouts / stage.batch_size)
     per_update = min(stage.batch_size, rollouts) * longest
     return StageWork(
         updates=updates,
         trained_tokens=updates * per_update,
-        prompts=updates * stage.batch_size,
         micro_batch_tokens=min(stage.micro_batch_tokens, per_update),
     )
 

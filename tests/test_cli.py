@@ -98,6 +98,8 @@ def test_version_and_no_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan", "x", "--frob"], "No such option: --frob"),
         (["verify", "x", "--workers", "two"], "Invalid value for '--workers'"),
         (["run", "quickstart", "--seeds", "a,b"], "--seeds a,b: expected whole numbers"),
+        (["run", "quickstart", "--seeds", ","], "--seeds ,: expected whole numbers"),
+        (["samples", "nowhere", "-n", "0"], "Invalid value for '--count'"),
         (["eval", "tiny:student", "--problems", "x", "--attempts", "0"], "attempts = 0"),
         (["eval", "nowhere", "--problems", "x"], "nowhere: no such folder"),
         (["eval", "a", "a", "--problems", "x"], "a: given twice"),

@@ -186,7 +186,9 @@ def samples(
     run: RunArgument,
     arm: Annotated[str | None, typer.Option(help="Only this arm.")] = None,
     stage: Annotated[str | None, typer.Option(help="A kind, or a stage's fingerprint.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="How many under a heading.")] = 4,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="How many under a heading.")
+    ] = 4,
     as_json: JsonOption = False,
 ) -> None:
     """Read what the models of a run wrote."""
@@ -246,7 +248,7 @@ def _numbers(text: str | None) -> list[int] | None:
     names = _names(text)
     if names is None:
         return None
-    if not all(name.removeprefix("-").isdecimal() for name in names):
+    if not names or not all(name.removeprefix("-").isdecimal() for name in names):
         raise InputError(f"--seeds {text}: expected whole numbers with commas, such as 0,1,2")
     return [int(name) for name in names]
 

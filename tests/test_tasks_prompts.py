@@ -156,6 +156,8 @@ def test_a_tokenizer_must_have_a_template_and_an_end() -> None:
 def test_a_prompt_must_ask_for_what_the_verifier_reads() -> None:
     check_prompt_matches_verifier("boxed", {"boxed"}, "math")
     check_prompt_matches_verifier("bare", {"boxed"}, "math", True)
+    with pytest.raises(InputError, match=r"boxed asks .* verifier mine does not accept"):
+        check_prompt_matches_verifier("boxed", {"boxed", "hash"}, "mine", False)
     with pytest.raises(InputError, match=r"boxed asks .* verifier exact .*use prompt: hash or ans"):
         check_prompt_matches_verifier("boxed", {"answer_is", "hash"}, "exact")
     for example, says in ((None, "no worked example to try"), (False, "was not accepted")):

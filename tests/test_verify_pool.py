@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from headwater.errors import InputError, StageError
-from headwater.types import Verdict
+from headwater.types import Label, Verdict
 from headwater.verify.pool import Ending, WorkerLimits, WorkerPool
-from headwater.verify.verifiers import make_verifier
+from headwater.verify.verifiers import accepts_examples, make_verifier
 
 TARGET = """
 import os, time
@@ -137,6 +137,16 @@ def test_function_verifier(target: str) -> None:
     with make_verifier(f"python:{target}:half", timeout_seconds=5) as verifier:
         assert verifier.grade([("7", "7"), ("7", "8")]) == [Verdict.CORRECT, Verdict.INCORRECT]
         assert verifier.explain("7", "8").how == f"python:{target}:half returned 0.5"
+
+
+def test_a_function_that_reads_another_form_refuses_the_examples(target: str) -> None:
+    labels = [Label("p", "7", solution="3+4 = 7")]
+    with make_verifier(f"python:{target}:half", timeout_seconds=5) as verifier:
+        assert accepts_examples(verifier, "boxed", labels) is False
+    with make_verifier("math") as verifier:
+        assert accepts_examples(verifier, "boxed", labels) is True
+        assert accepts_examples(verifier, "bare", labels) is False
+        assert accepts_examples(verifier, "bare", [Label("p", "7")]) is None
 
 
 def test_function_verifier_endings_are_their_own_verdicts(target: str) -> None:

@@ -27,7 +27,7 @@ from headwater.tasks.prompts import check_prompt_matches_verifier
 from headwater.types import AttemptTable, Verdict
 from headwater.verify.extract import ANSWER_FORMS, extract_first
 from headwater.verify.vault import LabelVault
-from headwater.verify.verifiers import Verifier, make_verifier
+from headwater.verify.verifiers import Verifier, accepts_examples, make_verifier
 from headwater.workflow.record import read_attempts
 
 
@@ -119,9 +119,8 @@ def compare_models(
         _check_model(model)
     data = _problems(settings)
     with make_verifier(settings.verifier) as verifier, _folder(out_dir) as folder:
-        check_prompt_matches_verifier(
-            settings.prompt, verifier.reads, verifier.name, _accepted_example(data, verifier)
-        )
+        accepted = accepts_examples(verifier, settings.prompt, data.labels)
+        check_prompt_matches_verifier(settings.prompt, verifier.reads, verifier.name, accepted)
         paths = [
             _attempts(
                 model, folder / f"{number}-{Path(model).name}", settings, data, verifier, on_batch
@@ -161,14 +160,6 @@ def _problems(settings: EvaluationSettings) -> LabelledProblems:
         return data
     first = {problem.id for problem in data.problems[: settings.limit]}
     return data.only(lambda problem: problem.id in first)
-
-
-def _accepted_example(data: LabelledProblems, verifier: Verifier) -> bool | None:
-    """Whether the verifier accepts a worked solution of the data; None if there is none."""
-    for label in data.labels:
-        if label.solution is not None:
-            return verifier.grade([(label.solution, label.answer)]) == [Verdict.CORRECT]
-    return None
 
 
 @contextmanager

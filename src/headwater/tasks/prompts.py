@@ -141,8 +141,8 @@ def check_prompt_matches_verifier(
     """Refuse a prompt that asks for the answer in a form the verifier does not read.
 
     verifier_reads: forms the verifier reads. example_accepted: whether the verifier accepted a
-    worked completion of the task, None if the task has none; the bare form, which asks for
-    nothing, needs it. Raises InputError.
+    completion of the task that ends as the form asks, None if the task has none; the bare form,
+    which asks for nothing, needs it. Raises InputError.
     """
     readable = [name for name in FORMS if name in verifier_reads]
     if prompt_form(form).instruction is not None:
@@ -150,6 +150,12 @@ def check_prompt_matches_verifier(
             raise InputError(
                 f"task.prompt: {form} asks for an answer that verifier {verifier_name} does not "
                 f"read; use prompt: {' or '.join(readable) or 'bare'}, or another verifier"
+            )
+        if example_accepted is False:
+            raise InputError(
+                f"task.prompt: {form} asks for an answer that verifier {verifier_name} does not "
+                "accept: gold answers given in this form were refused; use the form it looks for, "
+                "or another verifier"
             )
     elif not example_accepted:
         found = (

@@ -12,12 +12,14 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from headwater.errors import InputError, StageError
-from headwater.types import Verdict
+from headwater.tasks.prompts import prompt_form, render_solution
+from headwater.types import Label, Verdict
 from headwater.verify.equivalence import Finding, compare, same_text
 from headwater.verify.extract import ANSWER_FORMS, AnswerForm, extract_first
 from headwater.verify.pool import CaseOutcome, Ending, WorkerLimits, WorkerPool
 
 _ALGEBRA = "headwater.verify.algebra:settle"
+_EXAMPLES_TRIED = 3
 _CHOICES = 'choose "math", "exact" or "python:module:function"'
 
 
@@ -84,6 +86,21 @@ def make_verifier(spec: str, *, workers: int = 1, timeout_seconds: float = 5.0) 
     if kind == "python" and all(rest.partition(":")):
         return FunctionVerifier(spec, rest, workers, timeout_seconds)
     raise InputError(f"verifier {spec!r} is not known; {_CHOICES}")
+
+
+def accepts_examples(verifier: Verifier, form: str, labels: Sequence[Label]) -> bool | None:
+    """Whether `verifier` accepts what it should: responses that end in the gold as `form` asks.
+
+    One of the first few is enough. None where there is nothing to try: in the bare form only a
+    worked solution shows how an answer looks.
+    """
+    if prompt_form(form).instruction is None:
+        labels = [label for label in labels if label.solution is not None]
+    tried = [
+        (render_solution(form, label.solution, label.answer), label.answer)
+        for label in labels[:_EXAMPLES_TRIED]
+    ]
+    return Verdict.CORRECT in verifier.grade(tried) if tried else None
 
 
 def _forms(spec: str, listed: str) -> tuple[AnswerForm, ...]:

@@ -13,8 +13,8 @@ from headwater.tasks.contamination import ContaminationReport, remove_contaminat
 from headwater.tasks.pools import Pools, make_pools
 from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.tasks.prompts import check_prompt_matches_verifier
-from headwater.types import Label, Problem, Verdict
-from headwater.verify.verifiers import make_verifier
+from headwater.types import Label, Problem
+from headwater.verify.verifiers import accepts_examples, make_verifier
 from headwater.workflow.contrasts import check_contrasts
 from headwater.workflow.graph import NEEDS_VAULT, Graph, StageNode
 from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
@@ -130,14 +130,10 @@ def _first(name: str, data: LabelledProblems, evaluation: Evaluation) -> Labelle
 
 def _check_prompt(recipe: Recipe, train: LabelledProblems) -> None:
     """Whether the prompt asks for the answer in a form the verifier reads."""
-    solved = next((label for label in train.labels if label.solution is not None), None)
-    with make_verifier(
-        recipe.task.verifier, timeout_seconds=recipe.task.verifier_timeout_seconds
-    ) as verifier:
-        example = None
-        if solved is not None and solved.solution is not None:
-            example = verifier.explain(solved.solution, solved.answer).verdict is Verdict.CORRECT
-        check_prompt_matches_verifier(recipe.task.prompt, verifier.reads, verifier.name, example)
+    task = recipe.task
+    with make_verifier(task.verifier, timeout_seconds=task.verifier_timeout_seconds) as verifier:
+        accepted = accepts_examples(verifier, task.prompt, train.labels)
+        check_prompt_matches_verifier(task.prompt, verifier.reads, verifier.name, accepted)
 
 
 def _check_solutions(study: Study) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -221,34 +221,52 @@ def write_stage(run_dir: Path, key: str, seed: int) -> None:
 def write_evaluation(run_dir: Path, arm: str) -> None:
     folder = run_dir / "artifacts" / f"eval-{arm}"
     folder.mkdir(parents=True)
-    write_rollouts(folder / "rollouts.parquet", folder.name, graded=True, steps=(0,))
+    rows = [
+        {
+            "problem_id": f"p{problem}",
+            "attempt": attempt,
+            "verdict": "correct" if right else "incorrect",
+            "response_tokens": 38 + attempt,
+            "truncated": attempt == 0,
+            "prompt": prompt,
+            "response": response,
+            "level": 3,
+            "subject": None,
+        }
+        for problem, attempt, right, prompt, response in answers()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "attempts.parquet")
 
 
 def write_rollouts(path: Path, stage: str, graded: bool, steps: tuple[int, ...]) -> None:
-    rows = []
-    for step in steps:
-        for problem in range(6):
-            for sample in range(4):
-                right = (problem + sample) % 2 == 0
-                answer = 12 + problem * 5 if right else 11 + problem * 5
-                response = (
-                    f"{12 + problem * 5} is what 3 * 4 + {problem * 5} makes: first 3 * 4 = 12, "
-                    f"then 12 + {problem * 5} = {answer}.\nSo the answer is \\boxed{{{answer}}}"
-                )
-                if problem == 5:
-                    response = HOSTILE
-                rows.append(
-                    {
-                        "stage": stage,
-                        "step": step,
-                        "problem_id": f"p{problem}",
-                        "sample": sample,
-                        "prompt": f"What is 3 * 4 + {problem * 5}? Put the answer in \\boxed{{}}.",
-                        "response": response,
-                        "verdict": ("correct" if right else "incorrect") if graded else None,
-                        "reward": float(right) if graded else None,
-                        "response_tokens": 38 + sample,
-                        "finish_reason": "stop" if sample else "length",
-                    }
-                )
+    rows = [
+        {
+            "stage": stage,
+            "step": step,
+            "problem_id": f"p{problem}",
+            "sample": sample,
+            "prompt": prompt,
+            "response": response,
+            "verdict": ("correct" if right else "incorrect") if graded else None,
+            "reward": float(right) if graded else None,
+            "response_tokens": 38 + sample,
+            "finish_reason": "stop" if sample else "length",
+        }
+        for step in steps
+        for problem, sample, right, prompt, response in answers()
+    ]
     pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def answers() -> Iterator[tuple[int, int, bool, str, str]]:
+    """(problem, sample, whether it is right, prompt, response); problem 5's are hostile."""
+    for problem in range(6):
+        for sample in range(4):
+            right = (problem + sample) % 2 == 0
+            answer = 12 + problem * 5 if right else 11 + problem * 5
+            response = (
+                f"{12 + problem * 5} is what 3 * 4 + {problem * 5} makes: first 3 * 4 = 12, "
+                f"then 12 + {problem * 5} = {answer}.\nSo the answer is \\boxed{{{answer}}}"
+            )
+            prompt = f"What is 3 * 4 + {problem * 5}? Put the answer in \\boxed{{}}."
+            yield problem, sample, right, prompt, HOSTILE if problem == 5 else response

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from headwater.errors import InputError
@@ -17,7 +19,7 @@ from headwater.report.page import build_page
 from headwater.report.plots import draw_panel, seed_mean, smooth, thinned
 from headwater.report.results import read_results, write_results
 from headwater.report.scale import scale_of
-from run_folder import HOSTILE, STAGES, fingerprint, make_run
+from run_folder import ARMS, HOSTILE, STAGES, fingerprint, make_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -137,7 +139,7 @@ def test_page_of_a_run_without_metrics_rollouts_or_recipe(tmp_path: Path) -> Non
     write_results(bare, bare_dir)
     page = build_page(bare_dir).read_text(encoding="utf-8")
     assert "Learning curves" not in page
-    assert "Rollouts to read" not in page
+    assert "Answers to read" not in page
 
 
 def test_building_twice_gives_the_same_bytes(run_dir: Path) -> None:
@@ -196,10 +198,14 @@ def test_metrics_keep_the_last_row_of_a_step_and_pass_over_a_torn_end(tmp_path: 
         read_metrics(path)
 
 
-def test_damaged_rollouts_are_named(tmp_path: Path) -> None:
+def test_damaged_attempts_are_named(tmp_path: Path) -> None:
     make_run(tmp_path, seeds=(0,))
-    (tmp_path / "artifacts" / "eval-bridge" / "rollouts.parquet").write_text("not parquet")
-    with pytest.raises(InputError, match=r"rollouts.parquet cannot be read as rollouts"):
+    attempts = tmp_path / "artifacts" / "eval-bridge" / "attempts.parquet"
+    attempts.write_text("not parquet")
+    with pytest.raises(InputError, match=r"attempts.parquet cannot be read .* run the stage"):
+        build_page(tmp_path)
+    pq.write_table(pa.table({"problem_id": ["p0"]}), attempts)
+    with pytest.raises(InputError, match=r"attempts.parquet cannot be read .*attempt, prompt"):
         build_page(tmp_path)
 
 
@@ -214,6 +220,14 @@ def test_scale_holds_every_interval_with_round_ticks(run_dir: Path) -> None:
     assert scale_of([]).ticks[0] == 0.0
     narrow = [rows[0].model_copy(update={"interval": (1.0, 1.0), "avg_at_k": 1.0, "per_seed": ()})]
     assert scale_of(narrow).high == 1.0 and scale_of(narrow).position(1.0) == 1.0
+
+
+def test_every_row_shows_right_and_wrong_answers_of_its_evaluation(run_dir: Path) -> None:
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    read = page[page.index("Answers to read") : page.index("Where the numbers come from")]
+    for part in read.split("<details")[1:]:
+        assert part.count("✓ correct") == 2 and part.count("✗ incorrect") == 2
+    assert read.count("<details") == len(ARMS)
 
 
 def test_stage_fingerprints_are_listed(run_dir: Path, outline: Outline) -> None:

@@ -76,6 +76,16 @@ def test_samples_show_right_and_wrong_answers_of_one_arm(run_dir: Path) -> None:
     assert heading == "RL'd-teacher bridge (student)"
     assert [rollout.verdict for rollout in rollouts] == ["correct"] * 2 + ["incorrect"] * 2
     assert {rollout.stage for rollout in rollouts} == {"eval-bridge"}
+    assert {rollout.step for rollout in rollouts} == {None}
+
+
+def test_an_attempt_reads_as_a_rollout(run_dir: Path) -> None:
+    first, second = read_rollouts(run_dir, "eval-base_student")[:2]
+    assert (first.problem_id, first.sample, first.verdict) == ("p0", 0, "correct")
+    assert (second.sample, second.verdict, second.response_tokens) == (1, "incorrect", 39)
+    assert (first.finish_reason, second.finish_reason) == ("length", "stop")
+    assert (first.step, first.reward) == (None, None)
+    assert first.response.endswith("\\boxed{12}")
 
 
 def test_samples_by_kind_and_fingerprint(run_dir: Path) -> None:
@@ -108,6 +118,8 @@ def test_samples_of_an_unfinished_run_are_read_by_artifact(tmp_path: Path) -> No
 
 def test_printed_samples_are_neutralised(run_dir: Path) -> None:
     terminal, out = console(100)
+    print_samples(run_dir, terminal, arm="bridge", number=1)
+    assert "✓ correct  problem p" in out.getvalue() and "step" not in out.getvalue()
     print_samples(run_dir, terminal, stage="grpo", number=24)
     assert "<U+001B>[31mred" in out.getvalue() and "[bold]x[/bold]" in out.getvalue()
     assert "\x1b" not in out.getvalue() and "\u202e" not in out.getvalue()
@@ -118,6 +130,10 @@ def test_an_arm_never_shows_its_other_models_rollouts(run_dir: Path) -> None:
     row = next(row for row in results.rows if row.arm == "bridge")
     shown = rollouts_of_arm(run_dir, results, row.model_copy(update={"evaluations": ()}))
     assert {rollout.stage[:2] for rollout in shown} == {"to"}
+    names = {"teacher": "large", "student": "small"}
+    stages = tuple(one.model_copy(update={"model": names[one.model]}) for one in results.stages)
+    renamed = results.model_copy(update={"stages": stages})
+    assert rollouts_of_arm(run_dir, renamed, row.model_copy(update={"evaluations": ()})) == shown
 
 
 def test_lots_prefer_different_problems_and_never_repeat(run_dir: Path) -> None:

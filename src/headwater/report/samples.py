@@ -1,10 +1,11 @@
-"""Reading the rollouts a run left: for the terminal and for the page."""
+"""Reading the answers a run left, from training and from evaluation: for terminal and page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +19,9 @@ from headwater.report.visible import excerpt, visible
 from headwater.seeding import derive_key
 from headwater.types import FinishReason, Verdict
 
-ROLLOUTS_FILE = "rollouts.parquet"
-_COLUMNS = (
+ROLLOUTS_FILE = "rollouts.parquet"  # of a stage that sampled
+ATTEMPTS_FILE = "attempts.parquet"  # of an evaluation
+_ROLLOUT_COLUMNS = (
     "stage",
     "step",
     "problem_id",
@@ -31,6 +33,15 @@ _COLUMNS = (
     "response_tokens",
     "finish_reason",
 )
+_ATTEMPT_COLUMNS = (
+    "problem_id",
+    "attempt",
+    "prompt",
+    "response",
+    "verdict",
+    "response_tokens",
+    "truncated",
+)
 _MARKS = {
     Verdict.CORRECT.value: ("✓ correct", "green"),
     Verdict.INCORRECT.value: ("✗ incorrect", "red"),
@@ -41,10 +52,14 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class ReadRollout:
-    """One row of rollouts.parquet; verdict and reward are None where nothing was graded."""
+    """One answer of a model, from training or from an evaluation.
+
+    stage: fingerprint. verdict is None where nothing was graded; step and reward are None in
+    evaluations, which train nothing. sample counts the answers to one problem.
+    """
 
     stage: str
-    step: int
+    step: int | None
     problem_id: str
     sample: int
     prompt: str
@@ -61,34 +76,61 @@ class ReadRollout:
 
 
 def read_rollouts(run_dir: Path, fingerprint: str) -> list[ReadRollout]:
-    """Rollouts of the last step of one artifact; empty when it left none.
+    """Answers of one artifact: an evaluation's attempts, or the rollouts of its last step.
 
-    Raises InputError when the file is not a rollouts table.
+    Empty when it left neither. Raises InputError when the file is not such a table.
     """
-    path = run_dir / "artifacts" / fingerprint / ROLLOUTS_FILE
-    if not path.is_file():
+    folder = run_dir / "artifacts" / fingerprint
+    attempts, rollouts = folder / ATTEMPTS_FILE, folder / ROLLOUTS_FILE
+    if attempts.is_file():
+        rows = _read_rows(attempts, _ATTEMPT_COLUMNS)
+        return [_from_attempt(fingerprint, row) for row in rows]
+    if not rollouts.is_file():
         return []
+    steps = [row["step"] for row in _read_rows(rollouts, ("step",))]
+    if not steps:
+        return []
+    rows = _read_rows(rollouts, _ROLLOUT_COLUMNS, [("step", "=", max(steps))])
+    return [ReadRollout(**row) for row in rows]
+
+
+def _read_rows(
+    path: Path, columns: Sequence[str], filters: list[tuple[str, str, Any]] | None = None
+) -> list[dict[str, Any]]:
     try:
-        steps = pq.read_table(path, columns=["step"]).column("step").to_pylist()
-        last = max(steps, default=None)
-        if last is None:
-            return []
-        table = pq.read_table(path, columns=list(_COLUMNS), filters=[("step", "=", last)])
+        table = pq.read_table(path, columns=list(columns), filters=filters)
+        return table.select(list(columns)).to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(
-            f"{path} cannot be read as rollouts ({str(error).splitlines()[0]}); expected Parquet "
-            f"with the columns {', '.join(_COLUMNS)}: run the stage again"
+            f"{path} cannot be read ({str(error).splitlines()[0]}); expected Parquet with the "
+            f"columns {', '.join(columns)}: run the stage again"
         ) from error
-    return [ReadRollout(**row) for row in table.to_pylist()]
+
+
+def _from_attempt(fingerprint: str, row: Mapping[str, Any]) -> ReadRollout:
+    return ReadRollout(
+        stage=fingerprint,
+        step=None,
+        problem_id=row["problem_id"],
+        sample=row["attempt"],
+        prompt=row["prompt"],
+        response=row["response"],
+        verdict=row["verdict"],
+        reward=None,
+        response_tokens=row["response_tokens"],
+        finish_reason=(FinishReason.LENGTH if row["truncated"] else FinishReason.STOP).value,
+    )
 
 
 def rollouts_of_arm(run_dir: Path, results: Results, row: Row) -> list[ReadRollout]:
     """What the row's model answered last: in its evaluation, else in its latest own stage.
 
-    Graded rollouts are preferred; a stage of the arm's other model is never taken.
+    With several seeds, that of the first. Graded rollouts are preferred; a stage of the arm's
+    other model is never taken.
     """
     model_of = {stage.fingerprint: stage.model for stage in results.stages}
-    own_stages = [one for one in reversed(row.stages) if model_of.get(one) == row.evaluates]
+    own = model_of.get(row.stages[-1]) if row.stages else None  # parents first: an endpoint
+    own_stages = [one for one in reversed(row.stages) if own and model_of.get(one) == own]
     ungraded: list[ReadRollout] = []
     for fingerprint in (*row.evaluations, *own_stages):
         rollouts = read_rollouts(run_dir, fingerprint)
@@ -175,11 +217,12 @@ def verdict_mark(rollout: ReadRollout) -> tuple[str, str]:
 def _as_text(rollout: ReadRollout) -> Text:
     words, colour = verdict_mark(rollout)
     cut = ", cut at the length limit" if rollout.truncated else ""
+    step = f", step {rollout.step}" if rollout.step is not None else ""
     text = Text()
     text.append(f"{words}", style=f"bold {colour}")
     text.append(
         visible(
-            f"  problem {rollout.problem_id}, sample {rollout.sample}, step {rollout.step}, "
+            f"  problem {rollout.problem_id}, sample {rollout.sample}{step}, "
             f"{rollout.response_tokens} tokens{cut}\n"
         ),
         style="dim",
@@ -231,9 +274,13 @@ def _by_stage(
 
 
 def _by_artifact(run_dir: Path, stage: str | None) -> list[tuple[str, list[ReadRollout]]]:
-    paths = sorted((run_dir / "artifacts").glob(f"*/{ROLLOUTS_FILE}"))
+    names = {
+        path.parent.name
+        for file in (ROLLOUTS_FILE, ATTEMPTS_FILE)
+        for path in (run_dir / "artifacts").glob(f"*/{file}")
+    }
     return [
-        (path.parent.name, read_rollouts(run_dir, path.parent.name))
-        for path in paths
-        if stage is None or path.parent.name.startswith(stage)
+        (name, read_rollouts(run_dir, name))
+        for name in sorted(names)
+        if stage is None or name.startswith(stage)
     ]

@@ -195,6 +195,9 @@ def write_stage(run_dir: Path, key: str, seed: int) -> None:
     kind, _, _, seconds, _, tokens, updates = STAGES[key]
     folder = run_dir / "artifacts" / fingerprint(key, seed)
     folder.mkdir(parents=True)
+    config = {"kind": kind} | ({"kl": {"kind": "reverse"}} if kind == "opd" else {})
+    manifest = {"kind": kind, "parents": [], "files": {}, "config": config}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     rng = np.random.default_rng(hash_of(key, seed))
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as out:
         for step in range(updates):
@@ -204,11 +207,15 @@ def write_stage(run_dir: Path, key: str, seed: int) -> None:
             if kind == "grpo":
                 row["pass_rate"] = 0.25 + 0.4 * done**0.6 + float(rng.normal(0, 0.04))
                 row["reward"] = row["pass_rate"]
-                row["kl"] = 0.03 * done + 0.002 * float(rng.random())
+                row["reference_kl"] = 0.03 * done + 0.002 * float(rng.random())
                 row["response_tokens"] = 42 - 6 * done + float(rng.normal(0, 0.7))
                 row["zero_variance_share"] = 0.2 + 0.2 * done
+                row["repetition"] = 0.01 + 0.002 * float(rng.random())
             elif kind in ("warmup", "opd"):
                 row["kl"] = 0.5 * float(np.exp(-3 * done)) + 0.05 + 0.01 * float(rng.random())
+                row["teacher_entropy"] = 0.45 + 0.02 * float(rng.random())
+                row["top_overlap"] = 0.5 + 0.2 * done
+                row["overlap_mass"] = 0.9 + 0.09 * done
             if kind != "opd":
                 row["loss"] = 3.0 * float(np.exp(-4 * done)) + 0.6 + 0.02 * float(rng.random())
             row["entropy"] = 0.8 - 0.3 * done + 0.02 * float(rng.random())

@@ -187,6 +187,44 @@ def test_curves_group_seeds_and_end_with_preparation(run_dir: Path) -> None:
     assert drawn == ["pass_rate", "response_tokens", "entropy"]  # reward is the pass rate here
     assert [len(line.runs) for line in grpo.leading[0].lines] == [2, 2, 2, 2]
     assert len(grpo.leading[0].lines[0].runs[0][0]) == STAGES["tg"][6]
+    further = [panel.quantity.key for panel in grpo.further]
+    assert further == ["reference_kl", "zero_variance_share", "repetition", "grad_norm"]
+
+
+def test_distillation_shows_how_near_the_teacher_is(run_dir: Path) -> None:
+    _, warmup, opd, _ = learning_curves(read_results(run_dir), run_dir)
+    assert [panel.quantity.name for panel in warmup.leading] == ["forward KL", "entropy"]
+    assert [panel.quantity.name for panel in opd.leading] == ["reverse KL", "entropy"]
+    nearness = ["teacher_entropy", "top_overlap", "overlap_mass"]
+    assert [panel.quantity.key for panel in warmup.further] == [*nearness, "loss", "grad_norm"]
+    assert [panel.quantity.key for panel in opd.further] == [*nearness, "grad_norm"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "name"), [(("forward", "forward"), "forward KL"), (("mixed", "reverse"), "KL")]
+)
+def test_the_divergence_is_named_as_the_stages_settings_say(
+    tmp_path: Path, kinds: tuple[str, str], name: str
+) -> None:
+    results = make_run(tmp_path, seeds=(0,))
+    bridges = tuple(one for one in results.stages if one.fingerprint[:2] in ("ro", "to"))
+    for stage, kind in zip(bridges, kinds, strict=True):
+        manifest = tmp_path / "artifacts" / stage.fingerprint / "manifest.json"
+        manifest.write_text(json.dumps({"config": {"kl": {"kind": kind}}}))
+    (opd,) = learning_curves(results.model_copy(update={"stages": bridges}), tmp_path)
+    assert opd.leading[0].quantity.name == name
+    (tmp_path / "artifacts" / bridges[0].fingerprint / "manifest.json").unlink()
+    (opd,) = learning_curves(results.model_copy(update={"stages": bridges[:1]}), tmp_path)
+    assert opd.leading[0].quantity.name == "KL"
+
+
+def test_a_loss_that_is_the_divergence_is_drawn_once(tmp_path: Path) -> None:
+    results = make_run(tmp_path, seeds=(0,))
+    path = tmp_path / "artifacts" / fingerprint("tw", 0) / "metrics.jsonl"
+    path.write_text('{"step": 0, "kl": 2.0, "loss": 2.0}\n{"step": 1, "kl": 1.0, "loss": 1.0}\n')
+    stages = tuple(one for one in results.stages if one.fingerprint == path.parent.name)
+    (warmup,) = learning_curves(results.model_copy(update={"stages": stages}), tmp_path)
+    assert [panel.quantity.key for panel in warmup.leading] == ["kl"] and warmup.further == ()
 
 
 def test_metrics_keep_the_last_row_of_a_step_and_pass_over_a_torn_end(tmp_path: Path) -> None:

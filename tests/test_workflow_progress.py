@@ -63,6 +63,16 @@ def test_a_loss_is_told_where_nothing_better_is() -> None:
     assert "(a, b, c and 1 more; seed 0): 0:01, loss 1.234" in text(out)
 
 
+def test_the_divergence_from_the_reference_is_told_beside_the_pass_rate() -> None:
+    graph, out = graph_of([0]), console()
+    view = LineView(graph, out)
+    view.started(grpo(graph))
+    numbers = {"loss": 0.02, "reference_kl": 0.0123, "pass_rate": 0.5}
+    view.progressed(grpo(graph), {"step": 1, "total": 2} | numbers)
+    view.finished(grpo(graph), 1.0)
+    assert text(out).endswith(": 0:01, pass rate 50%, KL to reference 0.012\n")
+
+
 def test_a_long_stage_tells_its_step_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, out = graph_of([0]), console()
     view = LineView(graph, out)

@@ -6,11 +6,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from headwater.errors import InputError
 from headwater.report.results import Results, StageRow
+from headwater.workflow.store import MANIFEST
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -63,6 +65,12 @@ _LENGTH = Quantity("response_tokens", "response length", "tokens")
 _GRADIENT = Quantity("grad_norm", "gradient norm", "")
 _GAP = Quantity("sampler_gap", "sampler and trainer gap", "nats")
 _SPEED = Quantity("tokens_per_second", "tokens per second", "")
+_REPETITION = Quantity("repetition", "repeated 4-grams", "share")
+_TEACHER = (  # how near a student's next-token distributions are to its teacher's
+    Quantity("teacher_entropy", "entropy of the teacher", "nats"),
+    Quantity("top_overlap", "overlap of top tokens", "share"),
+    Quantity("overlap_mass", "mass on shared top tokens", "share"),
+)
 
 # Kind -> what shows whether it learned, then what shows how it behaved.
 _QUANTITIES: Mapping[str, tuple[tuple[Quantity, ...], tuple[Quantity, ...]]] = {
@@ -74,9 +82,10 @@ _QUANTITIES: Mapping[str, tuple[tuple[Quantity, ...], tuple[Quantity, ...]]] = {
             _ENTROPY,
         ),
         (
-            Quantity("kl", "KL to the reference", "nats"),
+            Quantity("reference_kl", "KL to the reference", "nats"),
             Quantity("zero_variance_share", "groups without signal", "share"),
             _TRUNCATED,
+            _REPETITION,
             _GRADIENT,
             _GAP,
             _SPEED,
@@ -84,20 +93,16 @@ _QUANTITIES: Mapping[str, tuple[tuple[Quantity, ...], tuple[Quantity, ...]]] = {
     ),
     "warmup": (
         (Quantity("kl", "forward KL", "nats"), _ENTROPY),
-        (_LOSS, _GRADIENT, _LENGTH, _SPEED),
+        (*_TEACHER, _LOSS, _GRADIENT, _LENGTH, _SPEED),
     ),
     "opd": (
-        (
-            Quantity("kl", "reverse KL", "nats"),
-            _ENTROPY,
-            _LENGTH,
-        ),
-        (_LOSS, _TRUNCATED, _GRADIENT, _GAP, _SPEED),
+        (_KL, _ENTROPY, _LENGTH),
+        (*_TEACHER, _LOSS, _TRUNCATED, _REPETITION, _GRADIENT, _GAP, _SPEED),
     ),
 }
 _OTHER_KINDS = ((_LOSS, _KL), (_ENTROPY, _GRADIENT, _SPEED))
 _PREPARING = ("pretrain", "sft")
-_REPEATS = {"reward": "pass_rate"}  # drawn only when it says something else than its twin
+_REPEATS = {"reward": "pass_rate", "loss": "kl"}  # drawn only when it differs from its twin
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
@@ -150,12 +155,31 @@ def _kind_curves(
             metrics[stage.fingerprint] = read_metrics(path)
     groups = _group_seeds([stage for stage in stages if stage.fingerprint in metrics], results)
     leading, further = _QUANTITIES.get(kind, _OTHER_KINDS)
+    if kind == "opd":
+        name = _divergence_name([run_dir / "artifacts" / one / MANIFEST for one in metrics])
+        leading = tuple(replace(one, name=name) if one is _KL else one for one in leading)
+    panels = _panels(kind, (*leading, *further), groups, metrics)
     return KindCurves(
         kind=kind,
         legend=tuple((label, style) for style, label in enumerate(groups)),
-        leading=_panels(kind, leading, groups, metrics),
-        further=_panels(kind, further, groups, metrics),
+        leading=tuple(panel for panel in panels if panel.quantity in leading),
+        further=tuple(panel for panel in panels if panel.quantity not in leading),
     )
+
+
+def _divergence_name(manifests: Iterable[Path]) -> str:
+    """What these stages minimise, as their settings say; "KL" where they differ or are lost."""
+    kinds = {_divergence_kind(path) for path in manifests}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return f"{kind} KL" if kind else "KL"
+
+
+def _divergence_kind(manifest: Path) -> str | None:
+    try:
+        settings: Any = json.loads(manifest.read_text(encoding="utf-8"))["config"]["kl"]
+        return str(settings["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _group_seeds(stages: Iterable[StageRow], results: Results) -> dict[str, list[str]]:

@@ -26,6 +26,7 @@ _MOST_ARMS_SHOWN = 3
 _NUMBERS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("pass_rate", "pass rate", lambda share: f"{share:.0%}"),
     ("kl", "KL", lambda nats: f"{nats:.3f}"),
+    ("reference_kl", "KL to reference", lambda nats: f"{nats:.3f}"),
     ("loss", "loss", lambda loss: f"{loss:.3f}"),
     ("response_tokens", "length", lambda tokens: f"{tokens:.0f}"),
     ("truncation_rate", "cut off", lambda share: f"{share:.0%}"),

@@ -1,4 +1,4 @@
-"""Settings of every stage kind; defaults are the vetted ones of METHOD's tables."""
+"""Settings of every stage kind, with defaults that suit a small model and few labels."""
 
 from __future__ import annotations
 
@@ -137,8 +137,10 @@ class SFTStage(TrainingStage):
 
 
 class KLPenalty(Settings):
-    """KL(policy || reference) added to the loss. Estimators that can be differentiated:
-    k2 (half squared log-ratio), k3 (ratio - 1 - log-ratio), exact (over the vocabulary)."""
+    """KL(policy || reference) added to the loss; off unless `kl` is given.
+
+    Estimators that can be differentiated: k2 (half squared log-ratio), k3 (ratio - 1 -
+    log-ratio), exact (over the vocabulary)."""
 
     coefficient: Annotated[float, Field(ge=0)] = 5e-4
     estimator: Literal["k2", "k3", "exact"] = "k3"
@@ -193,7 +195,17 @@ class WarmupStage(TrainingStage):
     batch_size: PositiveInt = 64
     teacher_rollouts_per_prompt: PositiveInt = 1
     targets: CacheableTargets = FullVocabulary()
+    teacher_temperature: PositiveFloat = 1.0
     sampling: Sampling | None = None
+
+    @model_validator(mode="after")
+    def _cached_as_it_is(self) -> Self:
+        if self.targets.kind == "top_k" and self.teacher_temperature != 1.0:
+            raise ValueError(
+                f"teacher_temperature={self.teacher_temperature:g} with targets: top_k, which are "
+                "cached at temperature 1; use targets: full, or teacher_temperature: 1.0"
+            )
+        return self
 
 
 class SampleSFTStage(TrainingStage):
@@ -216,6 +228,7 @@ class OPDStage(TrainingStage):
     group_size: PositiveInt = 4
     kl: Divergence = ReverseKL()
     targets: Targets = FullVocabulary()
+    teacher_temperature: PositiveFloat = 1.0
     normalization: Literal["token", "sequence", "constant"] = "token"
     importance_cap: PositiveFloat | None = 2.0
     sampling: Sampling | None = None

@@ -136,13 +136,15 @@ def distillation_loss(
     forward_weight: float,
     teacher_temperature: float = 1.0,
     sampler_logprobs_T: torch.Tensor | None = None,
+    sampler_temperature: float = 1.0,
     importance_cap: float | None = None,
 ) -> ChunkLoss:
     """KL to the teacher at every position, or the policy gradient of its sampled estimate.
 
     forward_weight 1: forward KL (Eq. 5); 0: reverse KL (Eq. 4); between: mixed. With sampled
     targets the loss is -w (log pi_T - log pi).detach() log pi, whose gradient is that of the
-    reverse KL in expectation; k1 itself has no teacher gradient.
+    reverse KL in expectation; k1 itself has no teacher gradient. The student stands at
+    temperature 1; sampler_logprobs_T include `sampler_temperature`, and so does the gap.
     """
 
     def loss(logits_CV: torch.Tensor, part: slice) -> LossSums:
@@ -151,9 +153,7 @@ def distillation_loss(
         logprobs = torch.log_softmax(logits_CV, dim=-1)
         metrics = {"entropy": (float(entropy(logprobs.detach()).sum()), count)}
         if sampler_logprobs_T is not None:
-            picked = logprobs.detach().gather(-1, targets_T[part, None])[:, 0]
-            gap = (picked - sampler_logprobs_T[part]).abs()
-            metrics["sampler_gap"] = (float(gap.sum()), count)
+            metrics["sampler_gap"] = (gap(logits_CV.detach(), logprobs.detach(), part), count)
         if isinstance(teacher, FullTargets):
             theirs = _teacher_logprobs(teacher, part, teacher_temperature, logits_CV.shape[1])
             divergence = mixed_kl(theirs, logprobs, forward_weight)
@@ -167,6 +167,13 @@ def distillation_loss(
             return _sampled(logprobs, part, teacher, weights, metrics)
         metrics["kl"] = (float(divergence.detach().sum()), count)
         return LossSums((weights * divergence).sum(), float(weights.sum()), metrics)
+
+    def gap(logits_CV: torch.Tensor, logprobs: torch.Tensor, part: slice) -> float:
+        assert sampler_logprobs_T is not None
+        if sampler_temperature != 1.0:
+            logprobs = torch.log_softmax(logits_CV / sampler_temperature, dim=-1)
+        picked = logprobs.gather(-1, targets_T[part, None])[:, 0]
+        return float((picked - sampler_logprobs_T[part]).abs().sum())
 
     def _sampled(
         logprobs: torch.Tensor,

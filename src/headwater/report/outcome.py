@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from headwater.report.results import (
     ArmEvaluation,
-    Contrast,
     LedgerTotals,
     Machine,
     Results,
@@ -18,8 +17,8 @@ from headwater.workflow.record import RowOutcome, RunOutcome
 def results_of(outcome: RunOutcome) -> Results:
     """Every estimate and difference of a run, as far as it has come.
 
-    Contrasts whose arms were not both evaluated yet are left out. Rows stand in the order of
-    the method: base models, trained teachers, then the arms.
+    Contrasts whose arms were not both evaluated yet are left out. Rows: base models that no arm
+    is about, then the arms in the recipe's order, then teachers of arms that no row showed yet.
     """
     record = outcome.record
     rows = sorted(outcome.rows, key=lambda row: _place(row, outcome))
@@ -38,7 +37,7 @@ def results_of(outcome: RunOutcome) -> Results:
             ),
             evaluations=tuple(_evaluation(row) for row in rows),
             contrasts=tuple(
-                Contrast(contrast.better, contrast.than, contrast.differs_in)
+                contrast
                 for contrast in record.contrasts
                 if {contrast.better, contrast.than} <= evaluated
             ),

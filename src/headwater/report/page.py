@@ -32,7 +32,6 @@ from headwater.types import Verdict
 
 PAGE_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"
-TABLE_COUNTERS = ("labels", "verifier_calls", "generated_tokens", "updates", "seconds")
 
 _SAMPLES_EACH = 2  # correct and other rollouts shown for an arm
 _PROMPT_LIMIT, _RESPONSE_LIMIT = 1_500, 3_000
@@ -111,7 +110,7 @@ def render_page(
             best=best_arm(results),
             words=closing_words(results),
             tables=[_table(results, name) for name in results.eval_sets()],
-            counters=TABLE_COUNTERS,
+            counters=quantities.TABLE_COUNTERS,
             all_counters=_counters_used(results),
             curves=curves,
             samples=samples,
@@ -231,4 +230,8 @@ def _stage_group(stages: list[StageRow]) -> StageGroup:
 
 def _unshared_seconds(results: Results) -> float:
     """What training would have taken had every arm run all of its stages for itself."""
-    return sum(stage.seconds * max(1, len(stage.used_by)) for stage in results.stages)
+    return sum(
+        stage.spent.get("seconds", 0.0) * max(1, len(stage.used_by))
+        for stage in results.stages
+        if stage.kind != "evaluate"
+    )

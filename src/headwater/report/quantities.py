@@ -15,9 +15,12 @@ COUNTER_NAMES: Mapping[str, str] = {
     "trained_tokens": "trained tokens",
     "updates": "updates",
     "flops": "FLOPs",
-    "seconds": "time",
+    "seconds": "stage time",
     "peak_memory_bytes": "peak memory",
 }
+
+#: What the table of arms shows of an arm's spending.
+TABLE_COUNTERS = ("labels", "verifier_calls", "generated_tokens", "updates", "seconds")
 
 
 def percent(share: float) -> str:

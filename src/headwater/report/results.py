@@ -21,6 +21,7 @@ from headwater import __version__
 from headwater.errors import InputError
 from headwater.evals import statistics
 from headwater.types import AttemptTable, Verdict
+from headwater.workflow.record import ContrastRecord
 
 RESULTS_FILE = "results.json"
 SCHEMA = 1
@@ -51,8 +52,8 @@ class Row(_Record):
 
     avg_at_k is averaged over `problems` problems, `attempts` attempts and the seeds;
     standard_error is over problems (None for a single problem); interval is the 95 % interval
-    over problems and, with several seeds, seeds. `spent` is what the arm used, shared stages
-    included. `stages` and `evaluations` are artifact fingerprints.
+    over problems and, with several seeds, seeds. `spent` is what the arm used for one seed
+    (the mean over seeds), shared stages included. `stages` and `evaluations` are artifact fingerprints.
     """
 
     arm: str
@@ -153,7 +154,7 @@ class ArmEvaluation:
     """What the workflow knows of one arm's model on one evaluation set.
 
     chain: what was trained how, such as "teacher: grpo(labels)". spent: the arm's logical
-    spending. stages: fingerprints of its stages; evaluations: those of the evaluation
+    spending for one seed. stages: fingerprints of its stages; evaluations: those of the evaluation
     artifacts whose rollouts can be read.
     """
 
@@ -169,15 +170,6 @@ class ArmEvaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
-    """A comparison the recipe declares, by arm names, on every evaluation set both have."""
-
-    better: str
-    than: str
-    differs_in: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything `build_results` needs."""
 
@@ -185,7 +177,7 @@ class RunRecord:
     seeds: tuple[int, ...]
     machine: Machine
     evaluations: tuple[ArmEvaluation, ...]
-    contrasts: tuple[Contrast, ...]
+    contrasts: tuple[ContrastRecord, ...]
     stages: tuple[StageRow, ...]
     ledger: LedgerTotals
     pools: Mapping[str, int]
@@ -286,9 +278,9 @@ def _share_of(table: AttemptTable, verdict: Verdict) -> float:
 
 
 def _differences(
-    contrasts: Sequence[Contrast], evaluations: Sequence[ArmEvaluation]
+    contrasts: Sequence[ContrastRecord], evaluations: Sequence[ArmEvaluation]
 ) -> tuple[DifferenceRow, ...]:
-    found: list[tuple[Contrast, str, statistics.Difference]] = []
+    found: list[tuple[ContrastRecord, str, statistics.Difference]] = []
     for contrast in contrasts:
         better = _by_eval_set(contrast.better, evaluations)
         than = _by_eval_set(contrast.than, evaluations)

@@ -8,14 +8,20 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from headwater.report.quantities import COUNTER_NAMES, bare_p_value, percent, points, spent
+from headwater.report.quantities import (
+    COUNTER_NAMES,
+    TABLE_COUNTERS,
+    bare_p_value,
+    percent,
+    points,
+    spent,
+)
 from headwater.report.results import Results, Row
 from headwater.report.scale import Scale, scale_of
 from headwater.report.visible import visible
 from headwater.report.words import closing_words
 
-TABLE_COUNTERS = ("labels", "verifier_calls", "generated_tokens", "updates", "seconds")
-_SHORT = {"verifier_calls": "calls", "generated_tokens": "tokens"}
+_SHORT = {"verifier_calls": "calls", "generated_tokens": "tokens", "seconds": "time"}
 _WHISKER_COLUMNS = 25
 _MEDIUM = 90  # console columns from which the interval has a column
 _WIDE = 110  # console columns from which the whiskers fit
@@ -128,4 +134,4 @@ def _table_title(eval_set: str, rows: list[Row]) -> str:
 def _score(row: Row) -> str:
     if row.standard_error is None:
         return percent(row.avg_at_k)
-    return f"{row.avg_at_k * 100:.1f} ± {row.standard_error * 100:.1f}"
+    return f"{percent(row.avg_at_k)[:-1]} ± {row.standard_error * 100:.1f}"

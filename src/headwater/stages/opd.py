@@ -103,6 +103,8 @@ class _OPD:
             batch.per_token(weights_N, tokens.row_T),
             targets,
             forward_weight=forward_weight(config.kl),
+            teacher_temperature=config.teacher_temperature,
+            sampler_temperature=self.source.sampling.temperature,
             sampler_logprobs_T=batch.sampler_logprobs(tokens.rows, learner.device),
             importance_cap=config.importance_cap,
         )
@@ -110,9 +112,9 @@ class _OPD:
         return chunked_head_loss(hidden, head, loss)
 
     def _teacher_targets(self, tokens: TokenBatch) -> TeacherTargets:
-        targets = self.config.targets
+        targets, temperature = self.config.targets, self.config.teacher_temperature
         if isinstance(targets, TopK):
-            return self.teacher.top_k(tokens, targets.k)
+            return self.teacher.top_k(tokens, targets.k, temperature)
         if isinstance(targets, SampledToken):
-            return SampledTargets(self.teacher.logprobs(tokens))
+            return SampledTargets(self.teacher.logprobs(tokens, temperature))
         return self.teacher.targets(tokens)

@@ -158,13 +158,24 @@ class RolloutBatch:
         return token_weights(self.lengths_N, kind, max_tokens)
 
     def shape_metrics(self) -> dict[str, float]:
-        """Response length and truncation of the batch."""
+        """Response length, truncation and repetition of the batch."""
         rollouts = self.rollouts
         truncated = sum(r.finish_reason is FinishReason.LENGTH for r in rollouts)
         return {
             "response_tokens": float(self.lengths_N.float().mean()),
             "truncation_rate": truncated / len(rollouts),
+            "repetition": float(np.mean([repetition(r.response_ids) for r in rollouts[:64]])),
         }
+
+
+def repetition(ids: Sequence[int], order: int = 4) -> float:
+    """Share of a response's token 4-grams that it has used before: 0 is none, near 1 a loop.
+
+    >>> repetition([1, 2, 3, 4, 1, 2, 3, 4])
+    0.2
+    """
+    grams = [tuple(ids[i : i + order]) for i in range(len(ids) - order + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def readable_rows(

@@ -29,7 +29,13 @@ def run(job: StageJob, context: StageContext) -> None:
         def forward_kl_of(tokens: TokenBatch) -> ChunkLoss:
             targets = cached.targets(tokens.rows, learner.device, learner.dtype)
             ones = torch.ones(tokens.target_ids_T.shape[0], device=learner.device)
-            return distillation_loss(tokens.target_ids_T, ones, targets, forward_weight=1.0)
+            return distillation_loss(
+                tokens.target_ids_T,
+                ones,
+                targets,
+                forward_weight=1.0,
+                teacher_temperature=config.teacher_temperature,
+            )
 
         for step in learner.steps():
             rows = batch_rows(len(examples), config.batch_size, step, (job.seed, job.stream))

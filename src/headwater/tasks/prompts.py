@@ -7,8 +7,9 @@ a verifier looking for "Answer:" trains nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -103,6 +104,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, form: st
     return _encode_chat(tokenizer, problem.id, render(problem, form))
 
 
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], form: str
+) -> list[list[int]]:
+    """`encode_prompt` of each problem, several times as fast. Raises InputError as it does."""
+    messages = [render(problem, form) for problem in problems]
+    if not messages:
+        return []
+    if not tokenizer.chat_template or _known_ids(tokenizer, messages) is None:
+        return [encode_prompt(tokenizer, problem, form) for problem in problems]  # names it
+    texts = [_chat_text(tokenizer, message) for message in messages]
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+
+
 def encode_solution(
     tokenizer: PreTrainedTokenizerBase,
     problem: Problem,
@@ -176,29 +190,41 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, problem_id: str, message: s
             "model, or set chat_template in its tokenizer_config.json"
         )
     _encode_text(tokenizer, problem_id, message)
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}],
-        add_generation_prompt=True,
-        tokenize=False,
-        enable_thinking=False,
-    )
     # The template writes the beginning-of-sequence token itself where there is one.
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    return list(tokenizer.encode(_chat_text(tokenizer, message), add_special_tokens=False))
+
+
+def _chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    """The user's message as a chat, up to where the assistant's answer begins."""
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}],
+            add_generation_prompt=True,
+            tokenize=False,
+            enable_thinking=False,
+        )
+    )
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, problem_id: str, text: str) -> list[int]:
     """Ids of a text, all of which the tokenizer must know."""
-    try:
-        ids = list(tokenizer.encode(text, add_special_tokens=False))
-        known = tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids
-    except Exception as error:
-        # A word-level tokenizer without unknown token raises exactly this bare class.
-        if type(error) is not Exception:
-            raise
-        known = False
-    if not known:
+    ids = _known_ids(tokenizer, [text])
+    if ids is None:
         raise InputError(
             f"problem {problem_id!r}: the tokenizer has no token for part of {text[:60]!r}; use a "
             "model whose tokenizer covers the text (embedded models: prompt: bare, lower case)"
         )
-    return ids
+    return ids[0]
+
+
+def _known_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]] | None:
+    """Ids of each text; None where the tokenizer lacks a token for part of one."""
+    try:
+        ids = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
+    except Exception as error:
+        # A word-level tokenizer without unknown token raises exactly this bare class.
+        if type(error) is not Exception:
+            raise
+        return None
+    unknown = tokenizer.unk_token_id
+    return None if unknown is not None and unknown in chain.from_iterable(ids) else ids

@@ -151,6 +151,12 @@ class Graph:
                 waiting += self.nodes[fingerprint].parents
         return tuple(fingerprint for fingerprint in self.nodes if fingerprint in seen)
 
+    def root(self, fingerprint: str) -> str:
+        """The source a model descends from; a pruned one has its parent's tokenizer."""
+        while (parent := self.nodes[fingerprint].model) is not None:
+            fingerprint = parent
+        return fingerprint
+
     def arm_stages(self, plan: ArmPlan) -> tuple[str, ...]:
         """Every training stage an arm's row used, shared ones included, parents first."""
         return self.closure([plan.endpoint])

@@ -17,6 +17,7 @@ from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
 from headwater.workflow.messages import StageTask, WorkerSetup
 from headwater.workflow.progress import ProgressView, make_view
+from headwater.workflow.readings import readings_of
 from headwater.workflow.record import RunOutcome, load_outcome, record_of, write_record
 from headwater.workflow.store import ArtifactStore, run_lock
 from headwater.workflow.study import Study, prepare_study
@@ -30,11 +31,13 @@ class WorkerFunctions:
     """What workers call, as "module:function".
 
     run_stage(job, context) runs a stage; check_tokenizers(student folder, teacher folder) raises
-    InputError for two models that cannot be bridged.
+    InputError for two models that cannot be bridged, and check_context(folder, model's name,
+    prompt form, readings) for a model that cannot read what the study asks of it.
     """
 
     run_stage: str = "headwater.workflow.registry:run_stage"
     check_tokenizers: str = "headwater.models.compatibility:check_same_tokenizer"
+    check_context: str = "headwater.models.context_length:check_context"
 
 
 def run_recipe(
@@ -149,7 +152,7 @@ def _facts(node: StageNode) -> dict[str, object]:
 def _execute(
     study: Study, store: ArtifactStore, executor: Executor, functions: WorkerFunctions
 ) -> BudgetExhausted | None:
-    """Sources first, so that tokenizers are compared before anything is trained; then the rest."""
+    """Sources first, so that models are checked before anything is trained; then the rest."""
     graph = study.graph
     published = _sound(graph, store, executor.view)
     executor.view.found(len(published))
@@ -158,6 +161,10 @@ def _execute(
     for pair in _tokenizer_pairs(graph):
         student, teacher = (store.path(source).resolve() / "model" for source in pair)
         executor.call(functions.check_tokenizers, student, teacher)
+    for source, readings in readings_of(study, published).items():
+        name = f"model {graph.nodes[source].model_name}"
+        model_dir = store.path(source).resolve() / "model"
+        executor.call(functions.check_context, model_dir, name, study.recipe.task.prompt, readings)
     return executor.run(graph.nodes, published)
 
 
@@ -179,15 +186,8 @@ def _sound(graph: Graph, store: ArtifactStore, view: ProgressView) -> set[str]:
 def _tokenizer_pairs(graph: Graph) -> list[tuple[str, str]]:
     """(student's, teacher's) root sources of every arm that has both and where they differ."""
     pairs = {
-        (_root(graph, plan.student), _root(graph, plan.teacher))
+        (graph.root(plan.student), graph.root(plan.teacher))
         for plan in graph.arms
         if plan.student is not None and plan.teacher is not None
     }
     return sorted(pair for pair in pairs if pair[0] != pair[1])
-
-
-def _root(graph: Graph, fingerprint: str) -> str:
-    """The source a model descends from; a pruned one has its parent's tokenizer."""
-    while (parent := graph.nodes[fingerprint].model) is not None:
-        fingerprint = parent
-    return fingerprint

@@ -15,6 +15,7 @@ from headwater.tasks.prompts import (
     FORMS,
     check_prompt_matches_verifier,
     encode_prompt,
+    encode_prompts,
     encode_solution,
     render,
     render_solution,
@@ -163,3 +164,17 @@ def test_a_prompt_must_ask_for_what_the_verifier_reads() -> None:
     for example, says in ((None, "no worked example to try"), (False, "was not accepted")):
         with pytest.raises(InputError, match=rf"bare asks for no form.*{says}; use prompt: boxed"):
             check_prompt_matches_verifier("bare", {"boxed"}, "math", example)
+
+
+def test_many_prompts_at_once_are_the_same_prompts(tokenizer: PreTrainedTokenizerBase) -> None:
+    problems = [PROBLEM, Problem("p2", "Ünïcode \\frac12 <s>", "test")]
+    for form in FORMS:
+        alone = [encode_prompt(tokenizer, problem, form) for problem in problems]
+        assert encode_prompts(tokenizer, problems, form) == alone
+    assert encode_prompts(tokenizer, [], "boxed") == []
+
+
+def test_of_many_prompts_the_one_without_a_token_is_named() -> None:
+    problems = [Problem("good", "1+1=?", "t"), Problem("bad", "what is π", "t")]
+    with pytest.raises(InputError, match="problem 'bad': the tokenizer has no token"):
+        encode_prompts(tiny_tokenizer(), problems, "bare")

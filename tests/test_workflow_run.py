@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from headwater.config.loading import load_recipe, validate_recipe
 from headwater.errors import InputError, StageError
 from headwater.ledger import Ledger
 from headwater.workflow.progress import ProgressView
+from headwater.workflow.readings import readings_of
 from headwater.workflow.record import RunOutcome, load_outcome
 from headwater.workflow.run import WorkerFunctions, run_study
 from headwater.workflow.study import prepare_study
 from workflow_stages import CRASH, DEAF, FAIL, KILL, STALL
 
-FUNCTIONS = WorkerFunctions("workflow_stages:run_stage", "workflow_stages:same_tokenizer")
+FUNCTIONS = WorkerFunctions(
+    "workflow_stages:run_stage", "workflow_stages:same_tokenizer", "workflow_stages:fits"
+)
 RECIPE: dict[str, Any] = {
     "name": "small",
     "task": {
@@ -281,11 +285,46 @@ def test_another_seed_makes_another_world_in_the_same_folder(tmp_path: Path) -> 
 
 def test_tokenizers_are_compared_before_anything_is_trained(tmp_path: Path) -> None:
     study = prepare_study(validate_recipe(RECIPE))
-    functions = WorkerFunctions(FUNCTIONS.run_stage, "workflow_stages:other_tokenizer")
+    functions = replace(FUNCTIONS, check_tokenizers="workflow_stages:other_tokenizer")
     with pytest.raises(InputError, match="differ; use one tokenizer"):
         run_study(study, tmp_path / "run", view=ProgressView(study.graph), functions=functions)
     rows = [line.split()[0] for line in (tmp_path / "ran.txt").read_text().splitlines()]
     assert set(rows) == {"source"}
+
+
+def test_every_model_is_asked_whether_the_study_fits_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    study = prepare_study(validate_recipe(RECIPE))
+    functions = replace(FUNCTIONS, check_context="workflow_stages:too_long")
+    with pytest.raises(InputError, match="has 10 positions"):
+        run_study(study, tmp_path / "run", view=ProgressView(study.graph), functions=functions)
+    rows = [line.split()[0] for line in (tmp_path / "ran.txt").read_text().splitlines()]
+    assert set(rows) == {"source"}
+
+
+def test_models_are_asked_about_every_pool_with_its_longest_responses(straight: Path) -> None:
+    asked = [json.loads(line) for line in (straight / "read.txt").read_text().splitlines()]
+    held_out, labels = ["evaluation set held_out", 5, 512], ["pool labels", 20, 512]
+    prompts = ["pool prompts", 20, 512]
+    assert sorted(asked) == [
+        ["model student", "bare", [held_out, ["pool 2H", 10, 512], labels, prompts]],
+        ["model teacher", "bare", [held_out, labels, prompts]],
+    ], "once, and not again when all is published"
+
+
+def test_a_pool_is_read_with_the_longest_limit_and_with_worked_responses() -> None:
+    arms = {"a": {"student": ["sft", {"grpo": {"sampling": {"max_new_tokens": 700}}}, "grpo"]}}
+    recipe = RECIPE | {"arms": arms, "contrasts": [], "sampling": {"max_new_tokens": 60}}
+    study = prepare_study(validate_recipe(recipe))
+    ((_, found),) = readings_of(study).items()
+    assert [(r.where, r.max_new_tokens) for r in found] == [
+        ("pool labels", 700),
+        ("evaluation set held_out", 60),
+        ("pool labels", 0),
+    ]
+    solutions = [label.solution for label in study.pools.labels("labels")]
+    assert list(found[-1].responses) == solutions
 
 
 def test_the_folder_keeps_the_resolved_recipe(straight: Path) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as parquet
 from headwater.errors import InputError
 from headwater.seeding import derive_key
 from headwater.stages.job import StageContext, StageJob
+from headwater.tasks.readings import Reading
 
 #: Files in the run folder's parent that tell a stage to misbehave once.
 KILL, STALL, DEAF, FAIL, CRASH = "kill", "stall", "deaf", "fail", "crash"
@@ -65,6 +66,22 @@ def same_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
 def other_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
     """Two models that cannot."""
     raise InputError(f"{student_dir.name} and {teacher_dir.name} differ; use one tokenizer")
+
+
+def fits(model_dir: Path, name: str, prompt_form: str, readings: tuple[Reading, ...]) -> None:
+    """A model that can read what it is asked; says what that was."""
+    world = model_dir.parents[3]
+    rows = [
+        [r.where, len(r.problems), r.max_new_tokens, *r.responses]
+        for r in sorted(readings, key=str)
+    ]
+    with (world / "read.txt").open("a") as log:
+        log.write(json.dumps([name, prompt_form, rows]) + "\n")
+
+
+def too_long(model_dir: Path, name: str, prompt_form: str, readings: tuple[Reading, ...]) -> None:
+    """A model that cannot."""
+    raise InputError(f"{name} has 10 positions; choose a longer one")
 
 
 def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> None:

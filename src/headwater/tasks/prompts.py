@@ -108,13 +108,13 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], form: str
 ) -> list[list[int]]:
     """`encode_prompt` of each problem, several times as fast. Raises InputError as it does."""
-    messages = [render(problem, form) for problem in problems]
-    if not messages:
+    if not problems:
         return []
-    if not tokenizer.chat_template or _known_ids(tokenizer, messages) is None:
-        return [encode_prompt(tokenizer, problem, form) for problem in problems]  # names it
-    texts = [_chat_text(tokenizer, message) for message in messages]
-    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+    ids = None
+    if tokenizer.chat_template:
+        ids = _known_ids(tokenizer, [_chat_text(tokenizer, render(p, form)) for p in problems])
+    # One by one where something is wrong, which names the problem.
+    return ids or [encode_prompt(tokenizer, problem, form) for problem in problems]
 
 
 def encode_solution(

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from headwater.report.results import (
     ArmEvaluation,
-    Contrast,
     LedgerTotals,
     Machine,
     Results,
@@ -23,6 +22,7 @@ from headwater.report.results import (
     write_results,
 )
 from headwater.types import AttemptTable
+from headwater.workflow.record import ContrastRecord
 
 PROBLEMS, ATTEMPTS = 120, 8
 HOSTILE = (
@@ -105,9 +105,9 @@ def run_record(seeds: tuple[int, ...], eval_sets: tuple[str, ...]) -> RunRecord:
         question="Does a label buy more when the teacher reads it?",
         evaluations=tuple(evaluation(arm, seeds, name) for name in eval_sets for arm in ARMS),
         contrasts=(
-            Contrast("bridge", "cold_grpo", ("teacher", "transfer")),
-            Contrast("cold_grpo", "raw_bridge", ("labels", "transfer")),
-            Contrast("half_split", "bridge", ("labels",)),
+            ContrastRecord("bridge", "cold_grpo", ("teacher", "transfer")),
+            ContrastRecord("cold_grpo", "raw_bridge", ("labels", "transfer")),
+            ContrastRecord("half_split", "bridge", ("labels",)),
         ),
         stages=tuple(stage_row(key, seed) for key in STAGES for seed in seeds),
         ledger=LedgerTotals(
@@ -126,7 +126,7 @@ def evaluation(arm: str, seeds: tuple[int, ...], eval_set: str) -> ArmEvaluation
     kinds = [f"{STAGES[key][1]}: {STAGES[key][0]}({STAGES[key][2] or 'traces'})" for key in keys]
     chain = tuple(kind for kind in kinds if "pretrain" not in kind)
     trained = [key for key in keys if STAGES[key][0] != "pretrain"]
-    spent = total([key for key in trained for _ in seeds], labels=labels_of(trained))
+    spent = total(trained, labels=labels_of(trained))  # of one seed: all spend the same
     return ArmEvaluation(
         arm=arm,
         title=title,

@@ -17,6 +17,7 @@ from headwater.errors import InputError
 from headwater.report.curves import Line, Panel, Quantity, learning_curves, read_metrics
 from headwater.report.page import build_page
 from headwater.report.plots import draw_panel, seed_mean, smooth, thinned
+from headwater.report.quantities import duration
 from headwater.report.results import read_results, write_results
 from headwater.report.scale import scale_of
 from run_folder import ARMS, HOSTILE, STAGES, fingerprint, make_run
@@ -80,6 +81,17 @@ def test_page_holds_every_number_of_the_table(run_dir: Path, outline: Outline) -
         assert row.title in text
         assert f"{row.avg_at_k * 100:.1f}%" in text
         assert f"{row.interval[0] * 100:.1f} to {row.interval[1] * 100:.1f}" in text
+
+
+def test_page_says_whose_spending_and_what_time_it_shows(run_dir: Path, outline: Outline) -> None:
+    text = " ".join(" ".join(outline.text).split())
+    assert "the amounts are those of one seed, averaged over seeds" in text
+    assert "Stage time is the sum over these stages; stages that run side by side take less" in text
+    results = read_results(run_dir)
+    for_itself = sum(
+        stage.spent["seconds"] * max(1, len(stage.used_by)) for stage in results.stages
+    )
+    assert f"each arm for itself, it would have been {duration(for_itself)}." in text
 
 
 def test_page_fetches_nothing_and_runs_nothing(run_dir: Path, outline: Outline) -> None:

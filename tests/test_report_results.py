@@ -16,13 +16,13 @@ from headwater.errors import InputError
 from headwater.evals import statistics
 from headwater.report.results import (
     ArmEvaluation,
-    Contrast,
     Results,
     build_results,
     read_results,
     write_results,
 )
 from headwater.types import AttemptTable
+from headwater.workflow.record import ContrastRecord
 from run_folder import ARMS, attempt_table, built_results, make_run, run_record
 
 
@@ -89,7 +89,7 @@ def test_contrasts_use_the_student_of_an_arm_that_has_both() -> None:
 def test_unknown_arms_and_other_problems_are_refused() -> None:
     run = run_record((0,), ("arithmetic",))
     with pytest.raises(InputError, match=r"'brigde', which was not evaluated; .*cold_grpo"):
-        build_results(replace(run, contrasts=(Contrast("brigde", "cold_grpo"),)))
+        build_results(replace(run, contrasts=(ContrastRecord("brigde", "cold_grpo"),)))
     other = attempt_table(0.5, 1, (0,))
     renamed = replace(other, problem_ids=tuple(f"q{i}" for i in range(120)))
     evaluations = tuple(

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from headwater.errors import InputError
+from headwater.report.quantities import percent
 from headwater.report.results import read_results
 from headwater.report.samples import (
     collect_samples,
@@ -44,9 +45,31 @@ def test_summary_has_every_arm_score_and_sentence(run_dir: Path, width: int) -> 
     assert max(len(line) for line in lines) <= width
     flat = " ".join(out.getvalue().split())
     for row in results.rows:
-        assert f"{row.avg_at_k * 100:.1f} ±" in flat
+        assert f"{percent(row.avg_at_k)[:-1]} ±" in flat
     for sentence in closing_words(results):
         assert " ".join(sentence.text.split()) in flat
+
+
+def test_summary_says_whose_spending_and_what_time_it_shows(run_dir: Path) -> None:
+    results = read_results(run_dir)
+    terminal, out = console(140)
+    print_summary(results, terminal)
+    flat = " ".join(out.getvalue().split())
+    assert "stage time" in flat
+    assert "charged for one seed (the mean over seeds) with every stage" in flat
+    assert "time is the sum over these stages" in flat
+    terminal, out = console(140)
+    print_summary(results.model_copy(update={"seeds": (0,)}), terminal)
+    assert "charged with every stage" in " ".join(out.getvalue().split())
+
+
+def test_scores_are_rounded_as_in_the_sentences(run_dir: Path) -> None:
+    results = read_results(run_dir)
+    rows = tuple(row.model_copy(update={"avg_at_k": 0.9425}) for row in results.rows)
+    terminal, out = console(140)
+    print_summary(results.model_copy(update={"rows": rows}), terminal)
+    assert "94.3 ±" in out.getvalue() and "94.2 ±" not in out.getvalue()
+    assert "94.3%" in out.getvalue()
 
 
 def test_summary_does_not_obey_markup_or_escapes(run_dir: Path) -> None:

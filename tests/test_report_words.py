@@ -111,7 +111,7 @@ def test_nothing_trained_and_nothing_evaluated(results: Results) -> None:
 
 def test_unequal_verifier_calls_and_single_seeds_are_owned_up_to(results: Results) -> None:
     rows = tuple(
-        row.model_copy(update={"spent": {"labels": 240, "verifier_calls": 38_400}})
+        row.model_copy(update={"spent": {"labels": 240, "verifier_calls": 12_800}})
         if row.arm == "bridge"
         else row
         for row in results.rows
@@ -121,7 +121,7 @@ def test_unequal_verifier_calls_and_single_seeds_are_owned_up_to(results: Result
         difference("bridge", "cold_grpo", 0.1),
     )
     assert said(uneven, "caveat") == [
-        "Equal labels are not equal verifier calls: RL'd-teacher bridge used 38.4k, "
-        "Cold GRPO 28.8k.",
+        "Equal labels are not equal verifier calls: RL'd-teacher bridge used 12.8k, "
+        "Cold GRPO 9,600.",
         "One seed: the intervals cover the choice of problems, not the luck of a training run.",
     ]

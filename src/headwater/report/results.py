@@ -53,7 +53,8 @@ class Row(_Record):
     avg_at_k is averaged over `problems` problems, `attempts` attempts and the seeds;
     standard_error is over problems (None for a single problem); interval is the 95 % interval
     over problems and, with several seeds, seeds. `spent` is what the arm used for one seed
-    (the mean over seeds), shared stages included. `stages` and `evaluations` are artifact fingerprints.
+    (the mean over seeds), shared stages included. `stages` and `evaluations` are artifact
+    fingerprints.
     """
 
     arm: str

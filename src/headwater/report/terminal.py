@@ -39,6 +39,8 @@ def print_summary(results: Results, console: Console) -> None:
     """Print the table of each evaluation set, the differences and the closing sentences."""
     for eval_set in results.eval_sets():
         console.print(result_table(results, eval_set, width=console.width))
+    if any(row.spent for row in results.rows):
+        console.print(Padding(Text(_what_is_charged(results), style="dim"), (0, 0, 1, 0)))
     if results.differences:
         console.print(difference_table(results))
     for warning in results.warnings:
@@ -123,6 +125,14 @@ def whisker(row: Row, scale: Scale, columns: int = _WHISKER_COLUMNS) -> str:
     cells[place[0]], cells[place[1]] = "├", "┤"
     cells[dot] = "●" if row.evaluates != "teacher" else "◆"
     return "".join(cells)
+
+
+def _what_is_charged(results: Results) -> str:
+    one_seed = " for one seed (the mean over seeds)" if len(results.seeds) > 1 else ""
+    return (
+        f"Arms are charged{one_seed} with every stage they build on, also shared ones; time is the "
+        "sum over these stages, which takes less by the clock where they run side by side."
+    )
 
 
 def _table_title(eval_set: str, rows: list[Row]) -> str:

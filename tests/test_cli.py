@@ -137,6 +137,10 @@ def test_bad_arguments_are_one_line(
         ("models.teacher.source=tiny:giant", "unknown embedded model 'giant'"),
         ("models.teacher.source=gguf:nowhere.gguf", "nowhere.gguf"),
         ("arms.half.student.2.grpo=3H", "pool '3H' is not one of"),
+        (
+            'models.student={source: "prune:teacher", layers: 3}',
+            "models.student: layers: 3 of a model with 2",
+        ),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "plan"])

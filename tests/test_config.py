@@ -339,6 +339,21 @@ def test_contradictions_are_refused(changes: dict[str, Any], words: str) -> None
     assert words in "\n".join(refusal(plain(**{"contrasts": [], **changes})))
 
 
+def test_models_pruned_in_a_circle_are_refused_and_the_way_is_shown() -> None:
+    models = {
+        "student": {"source": "prune:middle", "layers": 2},
+        "teacher": {"source": "prune:student", "layers": 2},
+        "middle": {"source": "prune:teacher", "layers": 2},
+        "outside": {"source": "prune:teacher", "layers": 2},
+    }
+    (line,) = refusal(plain(models=models))
+    assert line.count("pruned from itself") == 3
+    assert (
+        "models.student.source: pruned from itself (student -> middle -> teacher -> student); "
+        "start the circle from a model with weights of its own" in line
+    )
+
+
 def test_the_sampled_token_estimates_the_reverse_kl_only() -> None:
     lines = refusal(with_stage("opd", targets="sampled", kl="forward"))
     assert lines == [

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from headwater.config.recipe import ModelSpec
 from headwater.errors import InputError
-from headwater.models.size import model_size, parameter_count, source_config
+from headwater.models.size import (
+    hidden_size,
+    model_configs,
+    model_size,
+    parameter_count,
+    source_config,
+)
 from headwater.models.tiny import tiny_model
 from headwater.models.tiny_sizes import TINY_SIZES, tiny_config_values
 
@@ -79,6 +87,34 @@ def test_sources_read_only_when_materialised_are_unknown() -> None:
     assert source_config("hf:some/model") is None
     assert source_config("gguf:some.gguf") is None
     assert source_config("prune:teacher", layers=4, parent=None) is None
+
+
+def test_layers_that_no_parent_has_are_named_by_their_key() -> None:
+    models = {
+        "small": ModelSpec(source="prune:middle", layers=3),
+        "middle": ModelSpec(source="prune:whole", layers=4),
+        "whole": ModelSpec(source="hf:some/model"),
+    }
+    assert model_configs(models) == {"small": None, "middle": None, "whole": None}
+    whole = {"text_config": {"num_hidden_layers": 6, "vocab_size": 9}}
+    found = model_configs(models, {"hf:some/model": whole})
+    assert found["small"] == {"num_hidden_layers": 3, "vocab_size": 9}
+    models["small"] = ModelSpec(source="prune:middle", layers=(0, 4))
+    with pytest.raises(InputError, match=r"models\.small: layers: \[0, 4\] of a model with 4"):
+        model_configs(models, {"hf:some/model": whole})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "config.json is not JSON"), ("[1]", "holds one list")]
+)
+def test_a_malformed_config_of_a_local_folder_is_named(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=f"{says}.*copy it from the model again"):
+        source_config(f"hf:{tmp_path}")
+    with pytest.raises(InputError, match=says):
+        hidden_size(tmp_path)
 
 
 def test_config_without_a_width_is_refused() -> None:

@@ -154,15 +154,6 @@ def test_a_pruned_model_is_cut_from_the_prepared_parent() -> None:
     assert graph.nodes[pruned.model].model_name == "teacher"
 
 
-def test_models_pruned_in_a_circle_are_refused() -> None:
-    models = {
-        "teacher": {"source": "prune:student", "layers": 2},
-        "student": {"source": "prune:teacher", "layers": 2},
-    }
-    with pytest.raises(InputError, match=r"pruned from itself .*student -> teacher -> student"):
-        graph_of(models=models)
-
-
 def test_a_teacher_nobody_reads_is_refused() -> None:
     with pytest.raises(InputError, match=r"arms\.waste: trains a teacher that no stage"):
         graph_of({"waste": {"teacher": ["grpo"], "student": ["grpo"]}})

@@ -292,6 +292,20 @@ def test_tokenizers_are_compared_before_anything_is_trained(tmp_path: Path) -> N
     assert set(rows) == {"source"}
 
 
+def test_layers_of_a_fetched_parent_are_checked_before_it_is_prepared(
+    tmp_path: Path,
+) -> None:
+    models = {
+        "teacher": {"source": "hf:some/model", "prepare": [{"pretrain": {"steps": 3}}]},
+        "student": {"source": "prune:teacher", "layers": 5},
+    }
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 4}')
+    with pytest.raises(InputError, match=r"models\.student: layers: 5 of a model with 4"):
+        start(tmp_path, models=models)
+    rows = [line.split()[0] for line in (tmp_path / "ran.txt").read_text().splitlines()]
+    assert set(rows) == {"source"}
+
+
 def test_every_model_is_asked_whether_the_study_fits_before_anything_is_trained(
     tmp_path: Path,
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -35,6 +36,8 @@ def run_stage(job: StageJob, context: StageContext) -> None:
         return
     if job.kind == "source":
         _publish(job, f"{job.config} {job.seed}")
+        if (world / "config.json").is_file():
+            shutil.copy(world / "config.json", job.output_dir / "model")
         return
     state = _resume(job, context)
     for step in range(state["done"], getattr(job.config, "steps", None) or 2):

@@ -263,6 +263,7 @@ def _model_problems(recipe: Recipe) -> list[str]:
                 )
             if spec.layers is None:
                 found.append(f"models.{name}: prune: needs `layers` (how many to keep, or which)")
+            found += _prune_circle(recipe, name)
         elif spec.layers is not None:
             found.append(f"models.{name}.layers: only prune: sources take `layers`; remove it")
         for index, item in enumerate(spec.prepare):
@@ -271,6 +272,24 @@ def _model_problems(recipe: Recipe) -> list[str]:
                 found.append(f"{where}: {item.kind} cannot prepare a base; use pretrain or sft")
             found += _item_problems(recipe, item, where)
     return found
+
+
+def _prune_circle(recipe: Recipe, name: str) -> list[str]:
+    """A line where following parents from a model leads back to it by way of others."""
+    way = [name]
+    while way[-1] in recipe.models and len(way) <= len(recipe.models):
+        prefix, _, parent = recipe.models[way[-1]].source.partition(":")
+        if prefix != "prune":
+            return []
+        way.append(parent)
+        if parent == name:
+            break
+    if way[-1] != name or len(way) < 3:  # another's circle, or a parent that does not exist
+        return []
+    return [
+        f"models.{name}.source: pruned from itself ({' -> '.join(way)}); start the circle from a "
+        "model with weights of its own"
+    ]
 
 
 def _item_problems(recipe: Recipe, item: ChainItem, where: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def decoder_config(config: dict[str, Any]) -> dict[str, Any]:
+def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config about the text decoder: all of it, but for models of several parts."""
     text = config.get("text_config")
-    return text if isinstance(text, dict) else config
+    return text if isinstance(text, Mapping) else config

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headwater.config.recipe import ModelSpec
 from headwater.errors import InputError
+from headwater.models.config_file import decoder_config, read_config
 from headwater.models.source_names import SourceKind, describe_source, kept_layers
 from headwater.models.tiny_sizes import tiny_config_values
 
@@ -68,7 +69,7 @@ def model_size(config: Mapping[str, Any]) -> ModelSize:
 
     Raises InputError where a width is missing.
     """
-    config = config.get("text_config", config)
+    config = decoder_config(config)
     vocabulary, hidden = _number(config, "vocab_size"), _number(config, "hidden_size")
     layers = _number(config, "num_hidden_layers")
     heads = _number(config, "num_attention_heads")
@@ -146,15 +147,42 @@ def source_config(
     if described.kind is SourceKind.SMOLLM2:
         return dict(SMOLLM2_CONFIG)
     if described.kind is SourceKind.HF:
-        path = Path(described.target).expanduser() / "config.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        folder = Path(described.target).expanduser()
+        return read_config(folder) if folder.is_dir() else None
     if described.kind is SourceKind.PRUNE and parent is not None and layers is not None:
-        kept = kept_layers(parent["num_hidden_layers"], layers)
-        return {**parent, "num_hidden_layers": len(kept)}
+        decoder = decoder_config(parent)
+        kept = kept_layers(_number(decoder, "num_hidden_layers"), layers)
+        return {**decoder, "num_hidden_layers": len(kept)}
     return None
+
+
+def model_configs(
+    models: Mapping[str, ModelSpec], fetched: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Mapping[str, Any] | None]:
+    """`source_config` of every model of a recipe, parents before what is pruned from them.
+
+    fetched: source -> its config, of sources that are there by now. Raises InputError with the
+    recipe's key for layers that the parent does not have.
+    """
+    fetched = fetched or {}
+    found: dict[str, Mapping[str, Any] | None] = {}
+
+    def config_of(name: str) -> Mapping[str, Any] | None:
+        if name not in found:
+            spec = models[name]
+            parent = describe_source(spec.source).parent
+            above = None if parent is None else config_of(parent)
+            try:
+                found[name] = fetched.get(spec.source) or source_config(
+                    spec.source, layers=spec.layers, parent=above
+                )
+            except InputError as error:
+                raise InputError(f"models.{name}: {error}") from error
+        return found[name]
+
+    return {name: config_of(name) for name in models}
 
 
 def hidden_size(model_dir: Path) -> int:
     """Hidden size of the model in a folder, from its config.json."""
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("text_config", config)["hidden_size"])
+    return _number(decoder_config(read_config(model_dir)), "hidden_size")

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from headwater.config.recipe import Recipe
 from headwater.ledger.spending import Spending
-from headwater.models.size import ModelSize, model_size, source_config
+from headwater.models.size import ModelSize, model_configs, model_size
 from headwater.workflow.graph import Graph
 from headwater.workflow.stage_work import StageWork, work_of
 from headwater.workflow.study import Study
@@ -151,20 +151,9 @@ def estimate(study: Study, machine: Machine, cached: Collection[str] = ()) -> Pl
 
 def model_sizes(recipe: Recipe) -> dict[str, ModelSize | None]:
     """Size of every model of the recipe by name; None where only loading it would tell."""
-    configs: dict[str, Mapping[str, Any] | None] = {}
-
-    def config_of(name: str) -> Mapping[str, Any] | None:
-        if name not in configs:
-            spec = recipe.models[name]
-            parent = None
-            if spec.source.startswith("prune:"):
-                parent = config_of(spec.source.removeprefix("prune:"))
-            configs[name] = source_config(spec.source, layers=spec.layers, parent=parent)
-        return configs[name]
-
     return {
-        name: None if (config := config_of(name)) is None else model_size(config)
-        for name in recipe.models
+        name: None if config is None else model_size(config)
+        for name, config in model_configs(recipe.models).items()
     }
 
 

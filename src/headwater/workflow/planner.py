@@ -68,8 +68,7 @@ def build_graph(
 ) -> Graph:
     """The graph of a recipe for these seeds and arms (all of the recipe's by default).
 
-    Raises InputError for an arm that does not exist, a teacher nobody reads, and models pruned
-    from each other in a circle.
+    Raises InputError for an arm that does not exist and a teacher nobody reads.
     """
     chosen = list(dict.fromkeys(arms if arms is not None else recipe.arms))
     unknown = [name for name in chosen if name not in recipe.arms]
@@ -130,24 +129,18 @@ class _Builder:
         model = self.base(model_name, seed)
         return BasePlan(model_name, seed, model, self.evaluations(model, "base", seed))
 
-    def base(self, model_name: str, seed: int, asked_by: tuple[str, ...] = ()) -> str:
+    def base(self, model_name: str, seed: int) -> str:
         """Fingerprint of a model as every arm begins with it: source, then its preparation."""
-        if model_name in asked_by:
-            circle = " -> ".join((*asked_by, model_name))
-            raise InputError(
-                f"models.{model_name}.source: pruned from itself ({circle}); start the circle "
-                "from a model with weights of its own"
-            )
         if (model_name, seed) not in self._bases:
-            source = self._source(model_name, seed, (*asked_by, model_name))
+            source = self._source(model_name, seed)
             prepare = self.recipe.models[model_name].prepare
             self._bases[model_name, seed] = self.chain(prepare, source, "base", seed)
         return self._bases[model_name, seed]
 
-    def _source(self, model_name: str, seed: int, asked_by: tuple[str, ...]) -> str:
+    def _source(self, model_name: str, seed: int) -> str:
         spec = self.recipe.models[model_name]
         source = describe_source(spec.source)
-        parent = self.base(source.parent, seed, asked_by) if source.parent else None
+        parent = self.base(source.parent, seed) if source.parent else None
         config = ModelSpec(source=spec.source, layers=spec.layers).model_dump(mode="json")
         # Only weights drawn at random depend on the seed; a downloaded model is one model.
         tiny = source.kind is SourceKind.TINY

@@ -10,6 +10,8 @@ from pathlib import Path
 from headwater.config.loading import write_resolved
 from headwater.config.recipe import Recipe
 from headwater.errors import BudgetExhausted
+from headwater.models.config_file import read_config
+from headwater.models.size import model_configs
 from headwater.models.source_names import SourceKind, describe_source
 from headwater.stages.job import StageJob
 from headwater.types import Problem
@@ -158,6 +160,7 @@ def _execute(
     executor.view.found(len(published))
     sources = [f for f, node in graph.nodes.items() if node.kind == "source" and not node.parents]
     executor.run(sources, published)
+    _check_layers(study, store, sources)
     for pair in _tokenizer_pairs(graph):
         student, teacher = (store.path(source).resolve() / "model" for source in pair)
         executor.call(functions.check_tokenizers, student, teacher)
@@ -166,6 +169,18 @@ def _execute(
         model_dir = store.path(source).resolve() / "model"
         executor.call(functions.check_context, model_dir, name, study.recipe.task.prompt, readings)
     return executor.run(graph.nodes, published)
+
+
+def _check_layers(study: Study, store: ArtifactStore, sources: Sequence[str]) -> None:
+    """Whether parents that were only just fetched have the layers to be kept of them."""
+    models = study.recipe.models
+    if all(spec.layers is None for spec in models.values()):
+        return
+    configs = {
+        study.graph.nodes[source].config["source"]: read_config(store.path(source) / "model")
+        for source in sources
+    }
+    model_configs(models, configs)
 
 
 def _sound(graph: Graph, store: ArtifactStore, view: ProgressView) -> set[str]:

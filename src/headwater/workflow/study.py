@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from headwater.config.recipe import Evaluation, Recipe
 from headwater.errors import InputError
+from headwater.models.size import model_configs
 from headwater.models.source_names import require_available
 from headwater.seeding import generator
 from headwater.tasks.contamination import ContaminationReport, remove_contaminated
@@ -67,6 +68,7 @@ def prepare_study(
     check_contrasts(recipe)
     for spec in recipe.models.values():
         require_available(spec.source)
+    model_configs(recipe.models)  # layers that a parent does not have
     task, sizes = recipe.task, recipe.pools
     outside = {
         name: _load(source, task.columns)

@@ -183,6 +183,23 @@ def test_smoothing_is_a_running_mean_that_keeps_lines_straight() -> None:
     np.testing.assert_array_equal(smooth(values[:10]), values[:10])
 
 
+def test_smoothing_never_leaves_the_range_of_the_values() -> None:
+    share = np.concatenate([np.zeros(24), [0.01, 0.01, 0.01, 0.0, 0.0, 0.0]])
+    assert smooth(share).min() >= 0.0 and smooth(share).max() <= 0.01
+    assert smooth(1.0 - share).max() <= 1.0
+
+
+def test_ticks_are_written_as_they_are() -> None:
+    def labels(unit: str, values: tuple[float, ...]) -> list[str]:
+        line = Line("a", 0, ((tuple(range(len(values))), values),))
+        svg = draw_panel(Panel("opd", Quantity("x", "x", unit), (line,)), "x")
+        return re.findall(r">([^<>]+)</text>", svg)
+
+    shares = [text for text in labels("share", (0.975, 1.0, 0.983)) if text.endswith("%")]
+    assert len(shares) == len(set(shares)) and {"98.4%", "99.2%"} <= set(shares)
+    assert "6e-8" in labels("nats", (0.0, 9e-8))
+
+
 def test_thinning_keeps_means_and_short_lines() -> None:
     steps, values = thinned(np.arange(500), np.arange(500.0) ** 2)
     assert steps.tolist()[:2] == [1.0, 4.0] and steps[-1] == 498.5

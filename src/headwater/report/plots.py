@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -75,11 +75,12 @@ def draw_panel(panel: Panel, identity: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         if panel.quantity.unit == "share":
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-            if np.diff(axes.get_ylim())[0] < 0.03:
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1%}"))
+            places = decimals([100 * tick for tick in axes.get_yticks()])
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{places}%}"))
         elif axes.get_ylim()[1] >= 1000:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+        elif max(map(abs, axes.get_ylim())) < 1e-3:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tiny(value)))
         axes.set_xlabel("step", loc="right", labelpad=1)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -115,12 +116,37 @@ def smooth(values: np.ndarray) -> np.ndarray:
     """A long series smoothed over about an eighth of it; a short one is unchanged.
 
     Each value is that of the straight line fitted to its window (Savitzky and Golay); inside
-    this is the running mean, and at the ends it neither lags nor follows the last value.
+    this is the running mean, and at the ends it neither lags nor follows the last value. It
+    never leaves the range of the values: a share stays between 0 and 1.
     """
     if len(values) < _SMOOTHED_FROM:
         return values
     window = 2 * max(1, len(values) // 16) + 1
-    return np.asarray(savgol_filter(values, window, polyorder=1, mode="interp"))
+    smoothed = savgol_filter(values, window, polyorder=1, mode="interp")
+    return np.asarray(np.clip(smoothed, values.min(), values.max()))
+
+
+def decimals(ticks: Iterable[float]) -> int:
+    """Decimals, two at most, that tell ticks apart and write each as it is.
+
+    >>> decimals([97.5, 98.0, 98.5]), decimals([0.0, 25.0]), decimals([0.0, 0.25])
+    (1, 0, 2)
+    """
+    shown = list(ticks)
+    exact = (
+        places for places in (0, 1) if all(abs(tick - round(tick, places)) < 1e-6 for tick in shown)
+    )
+    return next(exact, 2)
+
+
+def tiny(value: float) -> str:
+    """A value below a thousandth in short.
+
+    >>> tiny(4e-08), tiny(1.2e-7), tiny(0.0)
+    ('4e-8', '1.2e-7', '0')
+    """
+    mantissa, _, exponent = f"{value:.2g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def thinned(steps: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -213,3 +213,30 @@ def test_a_failure_inside_a_charge_leaves_nothing_half_done(path: Path) -> None:
     assert ledger.physical() == Spending(updates=1)
     account.read_labels(["p1"])
     assert account.position() == 2
+
+
+def test_a_budget_over_some_stages_leaves_the_others_out(path: Path) -> None:
+    earlier = Ledger(path).account("earlier")
+    earlier.read_labels(["p1", "p2", "p3"])
+    earlier.charge(updates=9)
+    ledger = Ledger(path, {"labels": 2, "verifier_calls": 5, "updates": 4}, ["a", "b"])
+    a, b = ledger.account("a"), ledger.account("b")
+    assert (a.remaining("labels"), a.remaining("updates")) == (2, 4)
+    assert a.read_labels(["p1", "p2", "p3"]) == 2, "p1 is new to these stages"
+    a.charge(updates=3)
+    assert b.read_labels(["p2", "p1", "p3"]) == 2
+    with pytest.raises(BudgetExhausted):
+        b.charge(updates=2)
+    other = ledger.account("other")
+    assert other.read_labels(["p4"] * 9) == 9
+    other.charge(updates=100)
+    assert ledger.spending(["a", "b"]) == Spending(labels=2, verifier_calls=4, updates=3)
+    assert ledger.physical(stages=["a", "b"]).updates == 5
+    assert pickle.loads(pickle.dumps(ledger)).account("a").remaining("updates") == 1
+
+
+def test_stages_without_an_account_are_named(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.account("trained")
+    ledger.account("evaluated", "eval")
+    assert ledger.without_account(["trained", "lost", "evaluated"]) == ("lost",)

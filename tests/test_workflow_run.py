@@ -273,6 +273,29 @@ def test_a_budget_stops_training_at_the_number_and_evaluates_the_rest(tmp_path: 
     assert len(more.rows) == 6
 
 
+def test_stages_of_an_earlier_recipe_count_in_no_total_and_no_budget(tmp_path: Path) -> None:
+    arms = {"cold": {"student": ["grpo"]}}
+    start(tmp_path, arms=arms, contrasts=[], seeds=[5])
+    budget = {"verifier_calls": 4, "updates": 7}
+    outcome = start(tmp_path, arms=arms, contrasts=[], budget=budget)
+    assert outcome.stopped is None
+    assert (outcome.training["verifier_calls"], outcome.training["updates"]) == (4, 7)
+    assert outcome.physical["updates"] == 7
+    assert outcome.evaluation["verifier_calls"] == 10
+    assert outcome.warnings == ()
+
+
+def test_a_lost_ledger_is_a_warning_in_the_report(tmp_path: Path) -> None:
+    arms = {"cold": {"student": ["grpo"]}}
+    start(tmp_path, arms=arms, contrasts=[])
+    (tmp_path / "run" / "ledger.sqlite").unlink()
+    for _ in range(2):  # the first reading makes an empty one
+        (warning,) = load_outcome(tmp_path / "run").warnings
+        assert warning.startswith("the ledger has no account of 4 finished stages (first: source")
+    (warning,) = start(tmp_path, arms=arms, contrasts=[]).warnings
+    assert "restore ledger.sqlite" in warning
+
+
 def test_another_seed_makes_another_world_in_the_same_folder(tmp_path: Path) -> None:
     arms = {"cold": {"student": ["grpo"]}, "base": {"student": []}}
     outcome = start(tmp_path, arms=arms, contrasts=[], seeds=[0, 1])

@@ -45,13 +45,21 @@ class Ledger:
     """Accounts of all stages of one run, and the budget over their training spending.
 
     path: the SQLite file, made if missing. limits: counter name or "labels" -> the largest
-    logical training spending allowed over all stages. Raises InputError for an unknown or
-    negative limit and for a file that is not a ledger of this version.
+    logical training spending allowed over `stages` (None: all of the file's). A folder may hold
+    stages of an earlier recipe, which are not the budget's concern; a stage that is not among
+    `stages` has no limit. Raises InputError for an unknown or negative limit and for a file that
+    is not a ledger of this version.
     """
 
-    def __init__(self, path: Path, limits: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        limits: Mapping[str, float] | None = None,
+        stages: Iterable[str] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.limits = dict(limits or {})
+        self.stages = None if stages is None else frozenset(stages)
         for name, limit in self.limits.items():
             if name not in LIMITABLE:
                 raise InputError(
@@ -80,10 +88,16 @@ class Ledger:
         with self._snapshot() as db:
             return self._total(db, _account_ids(db, stages, kind), physical=False)
 
-    def physical(self, kind: Kind = "train") -> Spending:
-        """Everything that was done for all stages, replayed and refused work included."""
+    def physical(self, kind: Kind = "train", stages: Iterable[str] | None = None) -> Spending:
+        """Everything that was done for `stages` (None: all), replayed and refused work included."""
         with self._snapshot() as db:
-            return self._total(db, _account_ids(db, None, kind), physical=True)
+            return self._total(db, _account_ids(db, stages, kind), physical=True)
+
+    def without_account(self, stages: Iterable[str]) -> tuple[str, ...]:
+        """Those of `stages` that never opened an account here: what they spent is not known."""
+        with self._snapshot() as db:
+            known = {stage for (stage,) in db.execute("SELECT stage FROM accounts")}
+        return tuple(stage for stage in stages if stage not in known)
 
     def close(self) -> None:
         """Close this thread's connection; the ledger opens another when it is used again."""
@@ -103,8 +117,8 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[Ledger], tuple[Path, dict[str, float]]]:
-        return Ledger, (self.path, self.limits)
+    def __reduce__(self) -> tuple[type[Ledger], tuple[Any, ...]]:
+        return Ledger, (self.path, self.limits, self.stages)
 
     def _connection(self) -> sqlite3.Connection:
         """This thread's connection; a forked child opens its own and leaves its parent's be."""
@@ -301,10 +315,10 @@ class Account:
         known = {
             problem
             for (problem,) in db.execute(
-                "SELECT DISTINCT problem FROM labels, accounts ON accounts.id = labels.account "
-                "WHERE kind = 'train' AND first_seq IS NOT NULL "
-                "AND problem IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(dict.fromkeys(problem_ids[:granted]))),),
+                "SELECT DISTINCT problem FROM labels WHERE first_seq IS NOT NULL "
+                "AND problem IN (SELECT value FROM json_each(?)) "
+                "AND account IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(dict.fromkeys(problem_ids[:granted]))), self._budgeted(db)),
             )
         }
         room = None
@@ -320,22 +334,30 @@ class Account:
         return granted
 
     def _limit(self, name: str) -> float | None:
-        """The run's limit on `name`; evaluation has none."""
-        return self._ledger.limits.get(name) if self.kind == "train" else None
+        """The run's limit on `name`; evaluation and stages outside the budget have none."""
+        stages = self._ledger.stages
+        limited = self.kind == "train" and (stages is None or self.stage in stages)
+        return self._ledger.limits.get(name) if limited else None
 
     def _room(self, db: sqlite3.Connection, name: str) -> float:
-        """Limit minus the run's logical training spending; negative after a limit is lowered."""
+        """Limit minus the budgeted stages' logical spending; negative after a limit is lowered."""
         limit = self._limit(name)
         if limit is None:
             return math.inf
+        budgeted, chosen = (self._budgeted(db),), "IN (SELECT value FROM json_each(?))"
         if name == "labels":
             (spent,) = db.execute(
                 "SELECT COUNT(DISTINCT problem) FROM labels WHERE first_seq IS NOT NULL "
-                "AND account IN (SELECT id FROM accounts WHERE kind = 'train')"
+                f"AND account {chosen}",
+                budgeted,
             ).fetchone()
             return limit - spent
-        rows = db.execute(f"SELECT {name} FROM accounts WHERE kind = 'train'")
+        rows = db.execute(f"SELECT {name} FROM accounts WHERE id {chosen}", budgeted)
         return limit - _add(name, (total for (total,) in rows))
+
+    def _budgeted(self, db: sqlite3.Connection) -> str:
+        """Ids of the accounts that the budget is over, as a JSON list."""
+        return json.dumps(_account_ids(db, self._ledger.stages, "train"))
 
     def _position(self, db: sqlite3.Connection) -> int:
         (position,) = db.execute(

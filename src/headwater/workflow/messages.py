@@ -17,7 +17,8 @@ from headwater.types import Label
 class WorkerSetup:
     """What every worker of a run is told once.
 
-    run_stage: "module:function" that runs one StageJob; limits: the recipe's budget.
+    run_stage: "module:function" that runs one StageJob; limits: the recipe's budget over `stages`
+    (None: over whatever the ledger holds).
     """
 
     run_dir: Path
@@ -26,6 +27,7 @@ class WorkerSetup:
     verifier_workers: int = 1
     verifier_timeout_seconds: float = 5.0
     limits: Mapping[str, float] = field(default_factory=dict)
+    stages: tuple[str, ...] | None = None
     threads: int = 1
 
 

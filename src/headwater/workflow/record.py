@@ -91,7 +91,11 @@ class StageOutcome:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What came of a run. `stopped` is the budget that ended it early, if one did."""
+    """What came of a run. `stopped` is the budget that ended it early, if one did.
+
+    physical, training and evaluation are totals over the run's own graph: a folder may hold
+    stages of an earlier recipe as well.
+    """
 
     run_dir: Path
     record: RunRecord
@@ -183,12 +187,24 @@ def load_outcome(run_dir: Path, stopped: BudgetExhausted | None = None) -> RunOu
             stages=tuple(
                 _stage(record.graph, f, store, ledger) for f in record.graph.nodes if f in published
             ),
-            physical=ledger.physical().as_dict(),
-            training=ledger.spending().as_dict(),
-            evaluation=ledger.spending(kind="eval").as_dict(),
-            warnings=(*record.warnings, *rows.missing),
+            physical=ledger.physical(stages=record.graph.nodes).as_dict(),
+            training=ledger.spending(record.graph.nodes).as_dict(),
+            evaluation=ledger.spending(record.graph.nodes, "eval").as_dict(),
+            warnings=(*record.warnings, *rows.missing, *_lost(ledger, record.graph, published)),
             stopped=stopped,
         )
+
+
+def _lost(ledger: Ledger, graph: Graph, published: set[str]) -> tuple[str, ...]:
+    """A warning where finished stages are in no account: the ledger was lost or replaced."""
+    lost = ledger.without_account(f for f in graph.nodes if f in published)
+    if not lost:
+        return ()
+    return (
+        f"the ledger has no account of {len(lost)} finished stages (first: "
+        f"{graph.describe(lost[0])}): what they spent is missing from every total and budget; "
+        f"restore {LEDGER_FILE}, or run again in an empty folder",
+    )
 
 
 class _Rows:

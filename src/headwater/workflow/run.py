@@ -83,6 +83,7 @@ def run_study(
             verifier_workers=study.recipe.task.verifier_workers,
             verifier_timeout_seconds=study.recipe.task.verifier_timeout_seconds,
             limits=study.recipe.budget.limits(),
+            stages=tuple(study.graph.nodes),
             threads=threads,
         )
         with (

@@ -70,7 +70,8 @@ class _Worker:
         """Work until told to quit."""
         threading.Thread(target=self._read, daemon=True, name="inbox").start()
         store = ArtifactStore(self._setup.run_dir)
-        ledger = Ledger(self._setup.run_dir / "ledger.sqlite", self._setup.limits)
+        setup = self._setup
+        ledger = Ledger(setup.run_dir / "ledger.sqlite", setup.limits, setup.stages)
         with ExitStack() as closing:
             closing.callback(self._close_verifier)
             closing.callback(ledger.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -226,6 +227,24 @@ def test_a_verifier_matters_to_stages_that_grade_alone() -> None:
     exact = task | {"verifier": "exact"}
     assert endpoint("raw_bridge", task=exact) == endpoint("raw_bridge", task=task)
     assert endpoint("cold", task=exact) != endpoint("cold", task=task)
+
+
+def test_the_code_of_a_verifier_matters_to_stages_that_grade_alone() -> None:
+    plain = data()
+    coded = [replace(plain, verifier_code=code) for code in ("one", "other")]
+    assert len({endpoint("cold", graph_data=found) for found in (plain, *coded)}) == 3
+    assert len({endpoint("raw_bridge", graph_data=found) for found in (plain, *coded)}) == 1
+
+
+def test_the_files_of_a_local_model_matter() -> None:
+    plain = data()
+    files = [replace(plain, source_files={"tiny:student": found}) for found in ("one", "other")]
+    assert len({endpoint("cold", graph_data=found) for found in (plain, *files)}) == 3
+    assert len({arm_teacher(found) for found in (plain, *files)}) == 1
+
+
+def arm_teacher(graph_data: GraphData) -> str | None:
+    return arm(build_graph(recipe(), graph_data), "bridge").teacher
 
 
 def test_a_repeated_stage_draws_other_numbers() -> None:

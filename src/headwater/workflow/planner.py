@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from headwater.config.recipe import ChainItem, ModelSpec, Recipe
@@ -46,10 +46,15 @@ class DataIdentity:
 
 @dataclass(frozen=True, slots=True)
 class GraphData:
-    """Identities of every pool and every evaluation set, by name."""
+    """Identities of every pool and every evaluation set, by name.
+
+    verifier_code, source_files: hashes of what lies behind a verifier's or a source's name.
+    """
 
     pools: Mapping[str, DataIdentity]
     evals: Mapping[str, DataIdentity]
+    verifier_code: str | None = None
+    source_files: Mapping[str, str] = field(default_factory=dict)
 
 
 def identify(problems: Sequence[Problem], labels: Sequence[Label]) -> DataIdentity:
@@ -145,7 +150,9 @@ class _Builder:
         # Only weights drawn at random depend on the seed; a downloaded model is one model.
         tiny = source.kind is SourceKind.TINY
         own_seed = seed if tiny else 0
-        options = {"size": asdict(tiny_size(source.target))} if tiny else {}
+        options: dict[str, Any] = {"size": asdict(tiny_size(source.target))} if tiny else {}
+        if spec.source in self.data.source_files:
+            options["files"] = self.data.source_files[spec.source]
         return self._add(
             kind="source",
             config=config,
@@ -302,7 +309,7 @@ class _Builder:
             "problems": data.problems if data else None,
             "labels": data.labels if data and kind in NEEDS_VAULT else None,
             "prompt": task.prompt if trains else None,
-            "verifier": [task.verifier, task.verifier_timeout_seconds] if kind in GRADES else None,
+            "verifier": self._verifier() if kind in GRADES else None,
             "seed": fields["seed"],
             "stream": fields["stream"],
             "sampling": fields.get("sampling", {}),
@@ -310,6 +317,10 @@ class _Builder:
             "compute": [compute.device, compute.precision] if trains else None,
         }
         return _digest(payload)[:16]
+
+    def _verifier(self) -> list[Any]:
+        task, code = self.recipe.task, self.data.verifier_code
+        return [task.verifier, task.verifier_timeout_seconds, *([code] if code else [])]
 
 
 def _digest(value: Any) -> str:

@@ -18,6 +18,7 @@ from headwater.types import Label, Problem
 from headwater.verify.verifiers import accepts_examples, make_verifier
 from headwater.workflow.contrasts import check_contrasts
 from headwater.workflow.graph import NEEDS_VAULT, Graph, StageNode
+from headwater.workflow.identities import source_files, verifier_code
 from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
 
 #: An evaluation set that is a pool of the training source.
@@ -103,6 +104,12 @@ def prepare_study(
     data = GraphData(
         pools={name: _identity(pools, name) for name in pools.names},
         evals={name: identify(items.problems, items.labels) for name, items in evals.items()},
+        verifier_code=verifier_code(task.verifier),
+        source_files={
+            spec.source: files
+            for spec in recipe.models.values()
+            if (files := source_files(spec.source)) is not None
+        },
     )
     graph = build_graph(recipe, data, seeds=seeds, arms=arms)
     study = Study(recipe, graph, pools, evals, _contamination_rows(found), _warnings(found))

@@ -1,0 +1,75 @@
+"""What stands behind a name in a recipe: the code of a verifier, the files of a local model.
+
+A fingerprint that held the name alone would take an artifact of the old file for one of the new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from headwater.models.source_names import SourceKind, describe_source
+
+_GGUF_PART = 2**20
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_SETTINGS = (".json", ".jinja", ".txt", ".model")  # tokenizers too
+
+
+def verifier_code(spec: str) -> str | None:
+    """Hash of the file that a `python:module:function` verifier is in; None for any other.
+
+    What that file imports is not covered. The module is found, not imported.
+    """
+    kind, _, target = spec.partition(":")
+    if kind != "python":
+        return None
+    file = _module_file(target.partition(":")[0])
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def source_files(source: str) -> str | None:
+    """Hash of what a source on this disk is; None for one that its name alone decides.
+
+    Of a folder: the contents of its settings and tokenizer, and names, sizes and times of its
+    weights. Of a GGUF file: its size and its first and last MiB.
+    """
+    described = describe_source(source)
+    path = Path(described.target).expanduser()
+    if described.kind is SourceKind.GGUF and path.is_file():
+        return _gguf(path)
+    if described.kind is SourceKind.HF and path.is_dir():
+        return _folder(path)
+    return None
+
+
+def _module_file(module: str) -> Path | None:
+    name, places, file = "", None, None
+    for part in module.split("."):
+        name = f"{name}.{part}".lstrip(".")
+        found = PathFinder.find_spec(name, places)
+        if found is None:
+            return None
+        places, file = found.submodule_search_locations, found.origin
+    path = None if file is None else Path(file)
+    return path if path is not None and path.is_file() else None
+
+
+def _folder(path: Path) -> str:
+    entries: list[list[str | int]] = []
+    for file in sorted(path.iterdir()):
+        if file.suffix in _WEIGHTS:
+            entries.append([file.name, file.stat().st_size, file.stat().st_mtime_ns])
+        elif file.suffix in _SETTINGS:
+            entries.append([file.name, hashlib.sha256(file.read_bytes()).hexdigest()])
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _gguf(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(f"{size} ".encode() + file.read(_GGUF_PART))
+        file.seek(max(0, size - _GGUF_PART))
+        digest.update(file.read(_GGUF_PART))
+    return digest.hexdigest()

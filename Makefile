@@ -29,12 +29,12 @@ quickstart: $(STAMP)
 	@$(BIN)/headwater run recipes/quickstart.yaml --out runs/quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/compare.py $(BENCH)

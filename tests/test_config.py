@@ -185,6 +185,7 @@ def test_an_override_leaves_its_argument_alone() -> None:
         ("a..b=3", "expected KEY.SUBKEY=VALUE"),
         ("name.x=3", "'x' lies below a plain value"),
         ("contrasts.9.than=a", "'9' is no index of a list of 1"),
+        ("contrasts.².than=a", "'²' is no index of a list of 1"),
         ("seeds=[1", "not valid YAML"),
     ],
 )
@@ -276,6 +277,8 @@ def test_unknown_keys_come_with_a_near_name(data: dict[str, Any], line: str) -> 
         (with_stage("grpo", lr=float("inf")), "r.yaml: stages.grpo.lr = inf: "),
         (plain(seeds=[]), "r.yaml: seeds: "),
         (plain(seeds=["0"]), "r.yaml: seeds.0 = '0': "),
+        (plain(seeds=[0, -1]), "r.yaml: seeds.1 = -1: "),
+        (plain(seeds=[0, 1, 0]), "r.yaml: seeds: [0, 1, 0] repeats a seed; give each once"),
         (plain(name="a b"), "r.yaml: name = 'a b': "),
         (plain(pools={"labels": "many"}), "r.yaml: pools.labels = 'many': "),
         (plain(task={"train": "x", "eval": {}}), "r.yaml: task.eval: "),
@@ -308,7 +311,26 @@ def test_every_problem_is_listed_at_once() -> None:
         ({"arms": {"a": {"teacher": ["opd"]}}}, "opd needs a teacher"),
         ({"arms": {"a": {"student": ["pretrain"]}}}, "pretrain belongs under models.NAME.prepare"),
         ({"arms": {"a": {"student": [{"grpo": {"group_size": 1}}]}}}, "set group_size >= 2"),
-        ({"arms": {"a": {"student": [{"grpo": {"stebs": 1}}]}}}, "stebs"),
+        (
+            {"arms": {"a": {"student": [{"grpo": {"stebs": 1}}]}}},
+            "arms.a.student[0].grpo: stebs: unknown key; did you mean 'steps'?",
+        ),
+        (
+            {"arms": {"a": {"student": [{"grpo": {"kl": {"coeficient": 1.0}}}]}}},
+            "arms.a.student[0].grpo: kl.coeficient: unknown key; did you mean 'coefficient'?",
+        ),
+        (
+            {"arms": {"a": {"student": [{"grpo": {"steps": 0}}]}}},
+            "arms.a.student[0].grpo: steps = 0: input should be greater than 0",
+        ),
+        (
+            {"models": {"student": {"source": "tiny:student", "prepare": [{"pretrain": "1H"}]}}},
+            "models.student.prepare[0]: pretrain makes its own traces and reads no pool, but is",
+        ),
+        (
+            {"contrasts": [{"better": "bridge", "than": "bridge"}]},
+            "contrasts[0]: 'bridge' is compared with itself; name two arms",
+        ),
         ({"arms": {"a": {"student": [], "student_model": "tutor"}}}, "model 'tutor' is not one of"),
         ({"arms": {"a": {}}}, "an arm needs a `teacher` or a `student` chain"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -166,6 +167,14 @@ def test_unknown_arms_are_refused_and_chosen_ones_stand_alone() -> None:
     graph = build_graph(recipe(), data(), arms=["cold"], seeds=[3])
     assert [(plan.arm, plan.seed) for plan in graph.arms] == [("cold", 3)]
     assert {node.model_name for node in graph.nodes.values()} == {"student"}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shown"), [([], "(none)"), ([0, -1], "0,-1"), ([2, 1, 2], "2,1,2")]
+)
+def test_seeds_that_are_none_are_refused(seeds: list[int], shown: str) -> None:
+    with pytest.raises(InputError, match=f"--seeds {re.escape(shown)}: expected different"):
+        build_graph(recipe(), data(), seeds=seeds)
 
 
 def test_seeds_share_downloaded_models_but_not_random_ones() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from headwater.config.explain import explain
 from headwater.config.recipe import Recipe
 from headwater.errors import InputError
 
@@ -79,7 +79,7 @@ def validate_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(Recipe, item) for item in error.errors()]
+        lines = [explain(Recipe, item) for item in error.errors()]
         raise InputError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -101,7 +101,7 @@ def apply_override(data: Mapping[str, Any], override: str) -> dict[str, Any]:
 def _set(data: Any, parts: Sequence[str], value: Any, override: str) -> Any:
     head, rest = parts[0], parts[1:]
     if isinstance(data, list):
-        if not head.isdigit() or int(head) >= len(data):
+        if not (head.isascii() and head.isdigit()) or int(head) >= len(data):
             raise InputError(f"--set {override}: {head!r} is no index of a list of {len(data)}")
         index = int(head)
         new = _set(data[index], rest, value, override) if rest else value
@@ -140,49 +140,3 @@ def _unresolve(plain: dict[str, Any]) -> dict[str, Any]:
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema of the recipe, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
-
-
-def _explain(model: type[BaseModel], error: Mapping[str, Any]) -> str:
-    """One line: key, value found, what was expected, and a near name for a misspelt key."""
-    location = [part for part in error["loc"] if not _is_union_tag(part)]
-    key = ".".join(str(part) for part in location) or "recipe"
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-        return f"{key}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{key}: missing; add it"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message if key == "recipe" else f"{key}: {message}"
-    found = error.get("input")
-    shown = f" = {found!r}" if isinstance(found, str | int | float | bool | None) else ""
-    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
-
-
-def _is_union_tag(part: Any) -> bool:
-    return isinstance(part, str) and ("[" in part or part in ("constrained-int",))
-
-
-def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    current: Any = model
-    for part in location:
-        fields = getattr(current, "model_fields", None)
-        if fields and part in fields:
-            current = _inner_model(fields[part].annotation)
-        elif fields is None:
-            return []
-    fields = getattr(current, "model_fields", {})
-    return [*fields]
-
-
-def _inner_model(annotation: Any) -> Any:
-    """The settings model inside an annotation such as `dict[str, Arm]` or `X | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _inner_model(argument)
-        if found is not None:
-            return found
-    return None

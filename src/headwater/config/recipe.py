@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from headwater.config.base import Settings
+from headwater.config.explain import explain
 from headwater.config.stages import (
     READS_TEACHER,
     STAGE_MODELS,
@@ -66,6 +75,12 @@ def _chain_item(value: Any) -> Any:
             rest = {k: v for k, v in body.items() if k != "pool"}
             return {"kind": kind, "pool": body.get("pool"), "overrides": rest}
     return value
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{list(seeds)} repeats a seed; give each once, for instance [0, 1, 2]")
+    return seeds
 
 
 Chain = Annotated[
@@ -191,7 +206,12 @@ class Recipe(Settings):
     evaluation: Evaluation = Evaluation()
     budget: Budget = Budget()
     compute: Compute = Compute()
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_tuple), Field(min_length=1)] = (0,)
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        BeforeValidator(_tuple),
+        Field(min_length=1),
+        AfterValidator(_distinct),
+    ] = (0,)
 
     def stage(self, item: ChainItem) -> ModelStage:
         """The settings of a chain's stage: the recipe's defaults with the item's overrides."""
@@ -300,20 +320,20 @@ def _item_problems(recipe: Recipe, item: ChainItem, where: str) -> list[str]:
             f"{where}: pool {pool!r} is not one of {', '.join(recipe.pools.names)}; "
             "name one of these or add it under `pools`"
         )
+    if item.kind == "pretrain" and item.pool is not None:
+        found.append(
+            f"{where}: pretrain makes its own traces and reads no pool, but is given "
+            f"{item.pool!r}; remove it, or use sft to train on a pool"
+        )
     if pool == "validation":
         found.append(f"{where}: pool 'validation' is kept from training; use another")
     if item.kind == "grpo" and pool in ("prompts", "worked"):
         found.append(f"{where}: grpo cannot read pool {pool!r}, which has no labels; use labels")
     try:
         recipe.stage(item)
-    except ValueError as error:
-        details = getattr(error, "errors", None)
-        lines = (
-            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in details()]
-            if details
-            else [str(error)]
-        )
-        found += [f"{where}.{item.kind}: {line}" for line in lines]
+    except ValidationError as error:
+        model = STAGE_MODELS[item.kind]
+        found += [f"{where}.{item.kind}: {explain(model, problem)}" for problem in error.errors()]
     return found
 
 
@@ -346,7 +366,12 @@ def _arm_problems(recipe: Recipe) -> list[str]:
 
 
 def _contrast_problems(recipe: Recipe) -> list[str]:
-    return [
+    found = [
+        f"contrasts[{index}]: {contrast.better!r} is compared with itself; name two arms"
+        for index, contrast in enumerate(recipe.contrasts)
+        if contrast.better == contrast.than
+    ]
+    return found + [
         f"contrasts[{index}].{side}: {arm!r} is not an arm; choose from {sorted(recipe.arms)}"
         for index, contrast in enumerate(recipe.contrasts)
         for side, arm in (("better", contrast.better), ("than", contrast.than))

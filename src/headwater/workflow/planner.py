@@ -73,7 +73,8 @@ def build_graph(
 ) -> Graph:
     """The graph of a recipe for these seeds and arms (all of the recipe's by default).
 
-    Raises InputError for an arm that does not exist and a teacher nobody reads.
+    Raises InputError for an arm that does not exist, seeds that are none, and a teacher nobody
+    reads.
     """
     chosen = list(dict.fromkeys(arms if arms is not None else recipe.arms))
     unknown = [name for name in chosen if name not in recipe.arms]
@@ -82,10 +83,16 @@ def build_graph(
             f"--arms {','.join(unknown) or '(none)'}: not an arm of this recipe; choose from "
             f"{', '.join(recipe.arms)}"
         )
+    seeds = recipe.seeds if seeds is None else tuple(seeds)
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"--seeds {','.join(map(str, seeds)) or '(none)'}: expected different whole numbers "
+            "from 0 up, such as 0,1,2"
+        )
     builder = _Builder(recipe, data)
     plans: list[ArmPlan] = []
     bases: dict[tuple[str, int], BasePlan] = {}
-    for seed in dict.fromkeys(seeds if seeds is not None else recipe.seeds):
+    for seed in seeds:
         for name in chosen:
             plans.append(builder.arm(name, seed))
             teacher_model = recipe.arms[name].teacher_model

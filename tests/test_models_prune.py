@@ -102,9 +102,8 @@ def test_attention_windows_follow_their_layers(tmp_path: Path) -> None:
     assert prune_layers(model, [1, 2]).config.layer_types == ["sliding_attention", "full_attention"]
     assert model.config.layer_types == values["layer_types"]
     save_model(pruned, tiny_tokenizer(), tmp_path)
-    assert torch.equal(
-        load_model(tmp_path, dtype=torch.float32)(IDS_1T).logits, pruned(IDS_1T).logits
-    )
+    read = Qwen3ForCausalLM.from_pretrained(tmp_path).eval()  # load_model refuses windows
+    assert torch.equal(read(IDS_1T).logits, pruned(IDS_1T).logits)
 
 
 def test_interleaved_windows_of_gemma_follow_their_layers() -> None:
@@ -168,4 +167,4 @@ def test_choices_the_model_does_not_allow_are_refused(choice: int | list[int]) -
 
 def test_layer_list_is_found_by_its_length() -> None:
     name, layers = layer_list(tiny_model("tiny:large", seed=0))
-    assert (name, len(layers)) == ("model.layers", 6)
+    assert (name, len(layers)) == ("model.layers", 4)

@@ -20,9 +20,13 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from headwater.errors import InputError
@@ -88,7 +92,7 @@ def test_pruned_source_keeps_the_dtype_of_its_parent(tmp_path: Path) -> None:
     save_model(
         tiny_model("teacher", seed=0), tiny_tokenizer(), tmp_path / "parent", dtype=torch.bfloat16
     )
-    materialise("prune:x", tmp_path / "student", layers=[0, 3], parent_dir=tmp_path / "parent")
+    materialise("prune:x", tmp_path / "student", layers=[0, 2], parent_dir=tmp_path / "parent")
     assert stored_dtype(tmp_path / "student") == torch.bfloat16
 
 
@@ -191,7 +195,7 @@ def test_layers_belong_to_pruned_sources_alone(tmp_path: Path, teacher: Path) ->
         materialise("prune:teacher", tmp_path, parent_dir=teacher)
     with pytest.raises(InputError, match="without its parent's folder"):
         materialise("prune:teacher", tmp_path, layers=2)
-    with pytest.raises(InputError, match="layers: 9 of a model with 4"):
+    with pytest.raises(InputError, match="layers: 9 of a model with 3"):
         materialise("prune:teacher", tmp_path, layers=9, parent_dir=teacher)
 
 
@@ -309,6 +313,59 @@ def test_a_head_with_more_than_weights_is_refused(
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="behind the head"):
         load_model(tmp_path / "model", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (
+            lambda config: MistralForCausalLM(MistralConfig(**config, sliding_window=8)),
+            "sliding_window=8",
+        ),
+        (
+            lambda config: Qwen2ForCausalLM(
+                Qwen2Config(
+                    **config, use_sliding_window=True, sliding_window=8, max_window_layers=1
+                )
+            ),
+            "layers of sliding_attention",
+        ),
+    ],
+)
+def test_attention_to_a_part_of_the_sequence_is_refused_at_the_source(
+    tmp_path: Path, make: Callable[[dict[str, int]], PreTrainedModel], found: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    model = make({**shape, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})
+    save_model(model, tokenizer, tmp_path / "model")
+    with pytest.raises(InputError, match=f"whole sequence in every layer .{found}"):
+        materialise(f"hf:{tmp_path / 'model'}", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="whole sequence"):
+        load_model(tmp_path / "model", dtype=torch.float32)
+
+
+def test_a_model_that_could_slide_and_does_not_is_taken(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    config = Qwen2Config(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=len(tokenizer), use_sliding_window=False,
+        sliding_window=8,
+    )  # fmt: skip
+    save_model(Qwen2ForCausalLM(config), tokenizer, tmp_path / "model")
+    materialise(f"hf:{tmp_path / 'model'}", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_malformed_local_config_is_named(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3",')
+    with pytest.raises(InputError, match=r"config\.json is not JSON .*copy it from the model"):
+        materialise(f"hf:{tmp_path / 'model'}", tmp_path / "out")
+    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+        stored_dtype(tmp_path / "model")
 
 
 @needs_gguf

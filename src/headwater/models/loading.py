@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from headwater.errors import InputError
+from headwater.models.config_file import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,15 +32,14 @@ def load_model(
     dtype: torch.dtype,
     device: str = "cpu",
     attn_implementation: str = "sdpa",
-    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The causal language model in the folder `path`, in eval mode.
 
     dtype: of the weights in memory; device: a torch device; attn_implementation: the name
     transformers gives an attention ("sdpa", "eager", "flash_attention_2", ...).
     Raises InputError for a folder without a model, for weights that do not fit the config
-    (missing ones would otherwise be drawn at random), and for a head that the engine does not
-    compute.
+    (missing ones would otherwise be drawn at random), and for attention or a head that the
+    engine does not compute.
     """
     require_model_folder(path)
     with without_progress_bars():
@@ -49,15 +48,16 @@ def load_model(
             dtype=dtype,
             attn_implementation=attn_implementation,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     require_all_weights(str(path), info)
+    require_full_attention(model, str(path))
     require_plain_head(model, str(path))
     return model.to(device).eval()
 
 
-def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the folder `path`.
 
     Raises InputError for a folder without one, or with one that has no chat template.
@@ -70,7 +70,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=trust_remote_code
+            path, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise InputError(
@@ -87,7 +87,7 @@ def stored_dtype(path: Path) -> torch.dtype:
     Raises InputError for a folder without a config.json.
     """
     require_model_folder(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_config(path)
     name = config.get("dtype", config.get("torch_dtype")) or "float32"
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
@@ -113,6 +113,27 @@ def require_plain_head(model: PreTrainedModel, name: str) -> None:
         raise InputError(
             f"{name} changes its logits behind the head ({', '.join(extras)}): expected hidden "
             "states times head alone, as in Llama, Qwen, Mistral or SmolLM; choose such a model"
+        )
+
+
+def require_full_attention(model: PreTrainedModel, name: str) -> None:
+    """Raise InputError for a model some of whose layers do not attend to the whole sequence.
+
+    The engine computes full causal attention alone: a sliding window, or chunks, would show only
+    in training, as an error or as another model's probabilities.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if kinds is None:
+        found = f"sliding_window={window}" if window is not None else None
+    else:
+        others = sorted(set(kinds) - {"full_attention"})
+        found = f"layers of {', '.join(others)}" if others else None
+    if found is not None:
+        raise InputError(
+            f"{name} does not attend to the whole sequence in every layer ({found}): expected full "
+            "attention, as in Llama, Qwen or SmolLM; choose such a model"
         )
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwater.errors import InputError
+from headwater.models.config_file import read_config
 from headwater.models.gguf import load_gguf
 from headwater.models.loading import (
     load_model,
     load_tokenizer,
     require_all_weights,
+    require_full_attention,
     require_plain_head,
     stored_dtype,
     without_progress_bars,
@@ -43,7 +45,6 @@ def materialise(
     layers: int | Sequence[int] | None = None,
     parent_dir: Path | None = None,
     seed: int = 0,
-    trust_remote_code: bool = False,
 ) -> None:
     """Write the model that `source` names to `out_dir` as a Hugging Face folder.
 
@@ -61,17 +62,16 @@ def materialise(
             "remove the key"
         )
     if described.kind is SourceKind.PRUNE:
-        model, tokenizer = _pruned(source, layers, parent_dir, trust_remote_code)
+        model, tokenizer = _pruned(source, layers, parent_dir)
     else:
-        model, tokenizer = _loaded(described, seed, trust_remote_code)
+        model, tokenizer = _loaded(described, seed)
+    require_full_attention(model, source)
     require_plain_head(model, source)
     settle_special_tokens(model, tokenizer, source)
     save_model(model, tokenizer, out_dir)
 
 
-def _loaded(
-    described: Source, seed: int, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _loaded(described: Source, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     match described.kind:
         case SourceKind.TINY:
             return tiny_model(described.target, seed), tiny_tokenizer()
@@ -80,19 +80,19 @@ def _loaded(
         case SourceKind.GGUF:
             return load_gguf(Path(described.target).expanduser())
         case _:
-            return _from_hub(described.target, trust_remote_code)
+            return _from_hub(described.target)
 
 
-def _from_hub(
-    target: str, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _from_hub(target: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = Path(target).expanduser()
     name = path if path.is_dir() else target
+    if path.is_dir():
+        read_config(path)  # says what is wrong with it
     try:
         with without_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model, info = AutoModelForCausalLM.from_pretrained(
-                name, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+                name, dtype="auto", trust_remote_code=False, output_loading_info=True
             )
     except (OSError, ValueError) as error:
         raise InputError(
@@ -107,7 +107,6 @@ def _pruned(
     source: str,
     layers: int | Sequence[int] | None,
     parent_dir: Path | None,
-    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if layers is None:
         raise InputError(
@@ -119,10 +118,8 @@ def _pruned(
             f"source {source!r} without its parent's folder: expected parent_dir; materialise the "
             "parent first"
         )
-    parent = load_model(
-        parent_dir, dtype=stored_dtype(parent_dir), trust_remote_code=trust_remote_code
-    )
-    tokenizer = load_tokenizer(parent_dir, trust_remote_code=trust_remote_code)
+    parent = load_model(parent_dir, dtype=stored_dtype(parent_dir))
+    tokenizer = load_tokenizer(parent_dir)
     return prune_layers(parent, layers), tokenizer
 
 

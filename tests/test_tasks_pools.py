@@ -64,6 +64,20 @@ def test_pools_have_their_sizes_and_are_disjoint(
         assert all(label.solution == "worked" for label in pools.labels("worked"))
 
 
+def test_worked_problems_of_another_source_are_apart_by_text_and_have_ids_of_their_own() -> None:
+    data = problems(*(f"What is {n} + 1?" for n in range(6)))
+    other = problems("what is 3 + 1", "What is 7 * 2?", "What is 8 * 2?", solved=3)
+    pools = make_pools(data, labels=6, worked=2, worked_data=other)
+    assert {p.id: p.prompt for p in pools["worked"]} == {
+        "worked:id1": "What is 7 * 2?",
+        "worked:id2": "What is 8 * 2?",
+    }
+    assert [label.problem_id for label in pools.labels("worked")] == ids(pools["worked"])
+    assert len(pools["labels"]) == 6
+    with pytest.raises(InputError, match="asks for 3 worked solutions, but 2 problems have one"):
+        make_pools(data, labels=6, worked=3, worked_data=other)
+
+
 def test_the_prompts_pool_has_no_labels() -> None:
     pools = make_pools(numbered(10), labels=2, prompts=3)
     with pytest.raises(InputError, match=r"'prompts' is never graded.*labels"):
@@ -77,7 +91,8 @@ def test_the_division_is_that_of_the_seed_whatever_the_order_of_the_file() -> No
     assert {n: ids(one[n]) for n in one.names} == {n: ids(two[n]) for n in two.names}
     other = make_pools(data, labels=20, split=("1H", "2H"), seed=5)
     assert set(ids(other["labels"])) != set(ids(one["labels"]))
-    assert one.data_hash("1H") == two.data_hash("1H") != one.data_hash("2H")
+    hashes = [made.labelled(name).data_hash for made in (one, two) for name in ("1H", "2H")]
+    assert hashes[:2] == hashes[2:] and hashes[0] != hashes[1]
 
 
 def test_more_labels_contain_the_fewer_and_move_nothing_else() -> None:

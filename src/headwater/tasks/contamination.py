@@ -70,6 +70,15 @@ class ContaminationReport:
         """Training problems that were removed."""
         return frozenset(match.train_id for match in self.removed)
 
+    def with_other(self, other: ContaminationReport) -> ContaminationReport:
+        """What was found in two sources of training problems, against the same evaluation sets."""
+        return ContaminationReport(
+            train_problems=self.train_problems + other.train_problems,
+            eval_problems=self.eval_problems,
+            removed=self.removed + other.removed,
+            near=self.near + other.near,
+        )
+
     def counts(self, eval_set: str) -> dict[str, int]:
         """Matching pairs with one evaluation set: {"exact": .., "normalised": .., "near": ..}."""
         counts = {"exact": 0, "normalised": 0, "near": 0}

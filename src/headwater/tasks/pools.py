@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from headwater.errors import InputError
 from headwater.seeding import derive_key
@@ -50,10 +51,6 @@ class Pools:
         """Problems and labels of a pool together, to be evaluated on."""
         return self._pool(name)
 
-    def data_hash(self, name: str) -> str:
-        """Hash of the pool's problems and labels, for fingerprints."""
-        return self._pool(name).data_hash
-
     def _pool(self, name: str) -> LabelledProblems:
         if name not in self._pools:
             raise InputError(
@@ -82,7 +79,8 @@ def make_pools(
     all. Of problems whose normalised texts are equal the first in the order is kept. Parts differ
     in size by at most one.
 
-    worked_data: where `worked` comes from, if not from `data`; problems of `data` are left out.
+    worked_data: where `worked` comes from, if not from `data`; problems whose text is in `data`
+    are left out.
 
     Raises InputError for negative sizes, more problems or worked solutions than there are,
     names that repeat or are taken, and fewer labels than parts.
@@ -128,14 +126,22 @@ def make_pools(
 def _apart(
     data: LabelledProblems, order: Sequence[tuple[Problem, Label]], seed: int
 ) -> list[tuple[Problem, Label]]:
-    """The problems of `data`, shuffled, that `order` does not hold by id or text."""
+    """The problems of `data`, shuffled, whose text `order` does not hold.
+
+    An id that `order` has too is given a prefix: files of one name number their rows alike, and
+    two problems of one id would be one label to the ledger.
+    """
     ids = {problem.id for problem, _ in order}
     texts = {normalise(problem.prompt) for problem, _ in order}
     return [
-        pair
+        _renamed(pair, f"worked:{pair[0].id}") if pair[0].id in ids else pair
         for pair in _shuffled_distinct(data, seed)
-        if pair[0].id not in ids and normalise(pair[0].prompt) not in texts
+        if normalise(pair[0].prompt) not in texts
     ]
+
+
+def _renamed(pair: tuple[Problem, Label], problem_id: str) -> tuple[Problem, Label]:
+    return replace(pair[0], id=problem_id), replace(pair[1], problem_id=problem_id)
 
 
 def _check_request(sizes: dict[str, int], split: Sequence[str]) -> None:

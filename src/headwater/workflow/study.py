@@ -79,7 +79,8 @@ def prepare_study(
     train, found = remove_contaminated(_load(task.train, task.columns), outside)
     worked = None
     if task.worked is not None:
-        worked, _ = remove_contaminated(_load(task.worked, None), outside)
+        worked, found_too = remove_contaminated(_load(task.worked, None), outside)
+        found = found.with_other(found_too)
     pools = make_pools(
         train,
         labels=sizes.labels,

@@ -43,15 +43,15 @@ def padded_model(path: Path, rows: int) -> Path:
 
 
 def test_same_tokenizers_share_the_whole_vocabulary(teacher: Path, student: Path) -> None:
-    assert check_same_tokenizer(student, teacher) == 63
+    check_same_tokenizer(student, teacher)
 
 
 def test_padded_embeddings_are_sliced_to_the_tokens_in_use(tmp_path: Path, teacher: Path) -> None:
     student = padded_model(tmp_path / "padded", 128)
     wider = padded_model(tmp_path / "wider", 192)
-    assert check_same_tokenizer(student, teacher) == 63
-    assert check_same_tokenizer(teacher, student) == 63
-    assert check_same_tokenizer(student, wider) == 63
+    check_same_tokenizer(student, teacher)
+    check_same_tokenizer(teacher, student)
+    check_same_tokenizer(student, wider)
 
 
 def test_embedding_smaller_than_the_tokenizer_is_refused(tmp_path: Path, teacher: Path) -> None:
@@ -107,7 +107,7 @@ def test_token_special_on_one_side_only_is_named(teacher: Path, student: Path) -
 
 def test_padding_token_may_differ(teacher: Path, student: Path) -> None:
     edit(student / "tokenizer_config.json", lambda values: values.update(pad_token="<|im_end|>"))
-    assert check_same_tokenizer(student, teacher) == 63
+    check_same_tokenizer(student, teacher)
 
 
 def test_different_splitting_of_text_is_named(teacher: Path, student: Path) -> None:
@@ -133,7 +133,7 @@ def test_different_chat_templates_name_the_place(teacher: Path, student: Path) -
 def test_templates_spelled_otherwise_with_the_same_text_agree(teacher: Path, student: Path) -> None:
     path = student / "chat_template.jinja"
     path.write_text("{# ChatML #}" + path.read_text())
-    assert check_same_tokenizer(student, teacher) == 63
+    check_same_tokenizer(student, teacher)
 
 
 def test_folder_without_chat_template_is_refused(teacher: Path, student: Path) -> None:

@@ -44,6 +44,7 @@ from headwater.models.source_names import (
 )
 from headwater.models.sources import materialise
 from headwater.models.tiny import tiny_model, tiny_tokenizer
+from headwater.models.vocabulary import usable_vocabulary
 
 HAS_GGUF = all(importlib.util.find_spec(name) for name in ("gguf", "accelerate"))
 needs_gguf = pytest.mark.skipif(not HAS_GGUF, reason="needs `pip install gguf accelerate`")
@@ -85,7 +86,7 @@ def test_pruned_source_is_the_parent_cut(tmp_path: Path, teacher: Path) -> None:
     read = load_model(tmp_path / "student", dtype=torch.float32).state_dict()
     assert list(read) == list(cut)
     assert all(torch.equal(read[name], cut[name]) for name in cut)
-    assert check_same_tokenizer(tmp_path / "student", teacher) == 63
+    check_same_tokenizer(tmp_path / "student", teacher)
 
 
 def test_pruned_source_keeps_the_dtype_of_its_parent(tmp_path: Path) -> None:
@@ -380,7 +381,8 @@ def test_gguf_cut_short_is_refused(tmp_path: Path) -> None:
 def test_smollm2_answers_through_its_chat_template(tmp_path: Path) -> None:
     materialise("smollm2-135m", tmp_path / "teacher")
     materialise("prune:teacher", tmp_path / "student", layers=3, parent_dir=tmp_path / "teacher")
-    assert check_same_tokenizer(tmp_path / "student", tmp_path / "teacher") == 49152
+    check_same_tokenizer(tmp_path / "student", tmp_path / "teacher")
+    assert usable_vocabulary(load_tokenizer(tmp_path / "student")) == 49152
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "teacher")
     inputs = tokenizer.apply_chat_template(

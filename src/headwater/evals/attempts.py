@@ -13,6 +13,7 @@ from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
+from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import RolloutBatch, RolloutSource
@@ -48,7 +49,7 @@ def run(job: StageJob, context: StageContext) -> None:
     device = resolve_device(job.compute)
     dtype = resolve_dtype(job.compute, device, hidden_size(job.model_dir))
     tokenizer = load_tokenizer(job.model_dir)
-    model = FrozenModel.load(job.model_dir, device, dtype, len(tokenizer))
+    model = FrozenModel.load(job.model_dir, device, dtype, usable_vocabulary(tokenizer))
     source = RolloutSource(job, model.model, tokenizer, config.sampling)
     metrics = MetricsLog(job.output_dir / "metrics.jsonl")
     rows: list[dict[str, Any]] = []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.errors import InputError
+from headwater.models.config_file import decoder_config, read_config
 from headwater.models.loading import load_tokenizer
+from headwater.models.vocabulary import usable_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,21 +19,20 @@ PROBE_ANSWER = [*PROBE_MESSAGES, {"role": "assistant", "content": "2"}, *PROBE_M
 SHOWN_CHARACTERS = 40
 
 
-def check_same_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
-    """Number of leading vocabulary ids that both models know and their tokenizers use.
+def check_same_tokenizer(student_dir: Path, teacher_dir: Path) -> None:
+    """Check that both models read and write the same tokens under the same ids.
 
-    Both embeddings may be padded, each to its own size: logits of both are to be sliced to
-    the number returned, so that padding rows carry no mass. The padding token may differ,
-    since no loss reads it. Raises InputError naming the first token, special token or
-    place in the rendered chat that differs, and for an embedding with fewer rows than
-    its tokenizer has ids.
+    Both embeddings may be padded, each to its own size: stages slice the logits of both to
+    `usable_vocabulary`, so that padding rows carry no mass. The padding token may differ, since
+    no loss reads it. Raises InputError naming the first token, special token or place in the
+    rendered chat that differs, and for an embedding with fewer rows than its tokenizer has ids.
     """
     student, teacher = load_tokenizer(student_dir), load_tokenizer(teacher_dir)
     _check_tokens(student, teacher)
     _check_special_tokens(student, teacher)
     _check_splitting(student, teacher)
     _check_chat(student, teacher)
-    used = max(student.get_vocab().values()) + 1
+    used = usable_vocabulary(student)
     for role, path in (("student", student_dir), ("teacher", teacher_dir)):
         rows = _embedding_rows(path)
         if rows < used:
@@ -40,7 +40,6 @@ def check_same_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
                 f"the {role}'s embedding in {path} has {rows} rows, its tokenizer {used} ids: "
                 "expected a row for every id; use the tokenizer the model was trained with"
             )
-    return used
 
 
 def _check_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -131,5 +130,4 @@ def _first_difference(left: str | list[str], right: str | list[str]) -> int:
 
 
 def _embedding_rows(path: Path) -> int:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("text_config", config)["vocab_size"])
+    return int(decoder_config(read_config(path))["vocab_size"])

@@ -30,6 +30,7 @@ from headwater.models.source_names import (
     smollm2_path,
 )
 from headwater.models.tiny import tiny_model, tiny_tokenizer
+from headwater.models.vocabulary import usable_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -142,9 +143,9 @@ def settle_special_tokens(
             "set eos_token in tokenizer_config.json"
         )
     rows = model.get_input_embeddings().weight.shape[0]
-    if max(tokenizer.get_vocab().values()) >= rows:
+    if usable_vocabulary(tokenizer) > rows:
         raise InputError(
-            f"the tokenizer of {source} has ids up to {max(tokenizer.get_vocab().values())} but "
+            f"the tokenizer of {source} has ids up to {usable_vocabulary(tokenizer) - 1} but "
             f"its embedding has {rows} rows: expected a row for every id; use the model's own "
             "tokenizer"
         )

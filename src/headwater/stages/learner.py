@@ -23,6 +23,7 @@ from headwater.engine.update import Updater
 from headwater.errors import BudgetExhausted
 from headwater.models.loading import load_model, load_tokenizer
 from headwater.models.saving import save_model
+from headwater.models.vocabulary import usable_vocabulary
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import ROLLOUT_SCHEMA
 
@@ -57,7 +58,7 @@ class Learner:
         )
         self.dtype = resolve_dtype(job.compute, self.device, int(self.model.config.hidden_size))
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.vocab_size = len(self.tokenizer)
+        self.vocab_size = usable_vocabulary(self.tokenizer)
         self.updater = Updater(self.model, self.config, updates, self.dtype)
         self.cursor = 0
         self._updates_per_step = updates // max(total_steps, 1)

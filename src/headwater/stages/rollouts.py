@@ -16,6 +16,7 @@ from headwater.config.stages import Sampling
 from headwater.engine.packing import PackedGroup
 from headwater.losses.grpo import token_weights
 from headwater.models.end_tokens import end_token_ids
+from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
 from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
@@ -80,7 +81,7 @@ class RolloutSource:
             temperature=self.sampling.temperature,
             max_new_tokens=self.sampling.max_new_tokens,
             end_ids=end_token_ids(model, tokenizer),
-            vocab_size=len(tokenizer),
+            vocab_size=usable_vocabulary(tokenizer),
         )
         self._sampler = InProcessSampler(model, settings)
         self._prompts: dict[str, tuple[int, ...]] = {}

@@ -16,6 +16,7 @@ from headwater.engine.packing import micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
+from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import ROLLOUT_SCHEMA, RolloutBatch, RolloutSource, readable_rows
@@ -41,7 +42,7 @@ def run(job: StageJob, context: StageContext) -> None:
     device = resolve_device(job.compute)
     dtype = resolve_dtype(job.compute, device, hidden_size(job.teacher_dir))
     tokenizer = load_tokenizer(job.teacher_dir)
-    teacher = FrozenModel.load(job.teacher_dir, device, dtype, len(tokenizer))
+    teacher = FrozenModel.load(job.teacher_dir, device, dtype, usable_vocabulary(tokenizer))
     source = RolloutSource(job, teacher.model, tokenizer, config.sampling)
     metrics = MetricsLog(job.output_dir / "metrics.jsonl")
     rows: list[dict[str, Any]] = []

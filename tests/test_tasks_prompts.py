@@ -16,7 +16,7 @@ from headwater.tasks.prompts import (
     check_prompt_matches_verifier,
     encode_prompt,
     encode_prompts,
-    encode_solution,
+    encode_response,
     render,
     render_solution,
 )
@@ -113,8 +113,7 @@ def test_prompt_ids_are_those_of_the_library(tokenizer: PreTrainedTokenizerBase)
 
 
 def test_a_worked_solution_ends_with_the_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt_ids, response_ids = encode_solution(tokenizer, PROBLEM, "boxed", "2+2=4", "4")
-    assert prompt_ids == encode_prompt(tokenizer, PROBLEM, "boxed")
+    response_ids = encode_response(tokenizer, PROBLEM, render_solution("boxed", "2+2=4", "4"))
     assert response_ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(response_ids[:-1]) == "2+2=4\n\\boxed{4}"
 
@@ -122,9 +121,8 @@ def test_a_worked_solution_ends_with_the_end_token(tokenizer: PreTrainedTokenize
 def test_embedded_models_encode_bare_prompts_and_refuse_what_they_cannot_spell() -> None:
     tokenizer = tiny_tokenizer()
     chain = Problem("arithmetic-12+7", "12+7", "arithmetic")
-    prompt_ids, response_ids = encode_solution(
-        tokenizer, chain, "bare", "12+7=19\n\\boxed{19}", "19"
-    )
+    prompt_ids = encode_prompt(tokenizer, chain, "bare")
+    response_ids = encode_response(tokenizer, chain, "12+7=19\n\\boxed{19}")
     assert (
         tokenizer.decode(prompt_ids) == "<|im_start|>user\n12+7<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -151,7 +149,7 @@ def test_a_tokenizer_must_have_a_template_and_an_end() -> None:
         encode_prompt(word_tokenizer(), Problem("a", "two", "t"), "bare")
     endless = word_tokenizer(chat_template="{{ messages[0]['content'] }}")
     with pytest.raises(InputError, match="has no end token"):
-        encode_solution(endless, Problem("a", "two", "t"), "bare", "two", "two")
+        encode_response(endless, Problem("a", "two", "t"), "two")
 
 
 def test_a_prompt_must_ask_for_what_the_verifier_reads() -> None:

@@ -117,22 +117,6 @@ def encode_prompts(
     return ids or [encode_prompt(tokenizer, problem, form) for problem in problems]
 
 
-def encode_solution(
-    tokenizer: PreTrainedTokenizerBase,
-    problem: Problem,
-    form: str,
-    solution: str | None,
-    answer: str,
-) -> tuple[list[int], list[int]]:
-    """(prompt ids, response ids with the end token) of a worked solution, for supervised training.
-
-    The prompt ids are those of `encode_prompt`; the response is encoded on its own, as a
-    sampled one is. Raises InputError as `encode_prompt`, and for a tokenizer without end token.
-    """
-    text = render_solution(form, solution, answer)
-    return encode_prompt(tokenizer, problem, form), encode_response(tokenizer, problem, text)
-
-
 def encode_response(
     tokenizer: PreTrainedTokenizerBase, problem: Problem, response: str
 ) -> list[int]:

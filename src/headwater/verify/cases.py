@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from headwater.errors import InputError
-from headwater.types import Verdict
 from headwater.verify.verifiers import make_verifier
 
 _TEXT_FIELDS = ("prediction", "gold")
@@ -89,15 +88,6 @@ def run_cases(
             result["expected"] = case.expected
         results.append(result)
     return results
-
-
-def disagreements(results: list[CaseResult]) -> list[CaseResult]:
-    """Return the results whose verdict is not what their row expects."""
-    return [
-        result
-        for result in results
-        if "expected" in result and (result["verdict"] == Verdict.CORRECT) != result["expected"]
-    ]
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -117,6 +117,14 @@ def test_bad_arguments_are_one_line(
     assert words in line
 
 
+def test_an_evaluation_that_passes_the_context_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    task = ["--problems", "task:arithmetic?count=5", "--prompt", "bare"]
+    (line,) = error_lines(capsys, "eval", "tiny:student", *task, "--max-new-tokens", "1020")
+    assert "but tiny:student has 1024 positions" in line
+
+
 # --- recipes that cannot work: before anything is trained ----------------------------------------
 
 

@@ -24,6 +24,7 @@ from headwater.models.source_names import SourceKind, describe_source, require_a
 from headwater.stages.job import StageContext, StageJob
 from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.tasks.prompts import check_prompt_matches_verifier
+from headwater.tasks.readings import Reading
 from headwater.types import AttemptTable, Verdict
 from headwater.verify.extract import ANSWER_FORMS, extract_first
 from headwater.verify.vault import LabelVault
@@ -182,12 +183,15 @@ def _attempts(
 ) -> Path:
     """Sample and grade one model; returns its attempts.parquet. Loads torch."""
     from headwater.evals import attempts
+    from headwater.models.context_length import check_context
     from headwater.models.sources import materialise
 
     model_dir = Path(model)
     if not model_dir.is_dir():
         model_dir = folder / "model"
         materialise(model, model_dir, seed=settings.seed)
+    reading = Reading(settings.problems, data.problems, settings.sampling.max_new_tokens)
+    check_context(model_dir, model, settings.prompt, [reading])
     job = StageJob(
         kind="evaluate",
         config=Evaluation(attempts=settings.attempts, sampling=settings.sampling),

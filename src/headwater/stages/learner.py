@@ -29,6 +29,8 @@ from headwater.stages.rollouts import ROLLOUT_SCHEMA
 
 #: Training is charged to the ledger at most this often, unless a budget or a label asks for more.
 _CHARGE_SECONDS = 1.0
+#: Saving takes at most about this share of the time, however large the model.
+_SAVING_SHARE = 0.05
 
 
 class Learner:
@@ -68,6 +70,7 @@ class Learner:
         self._spent_seconds = 0.0
         self._rollouts: list[dict[str, Any]] = []
         self._pending: dict[str, float] = {}
+        self._save_seconds = 0.0
         self._resume()
         self._started = self._saved_at = self._charged_at = time.perf_counter()
         self._metrics = MetricsLog(
@@ -87,11 +90,14 @@ class Learner:
             self._reserve_updates()
             yield self._done
             stop = self.context.stop_requested()
-            due = time.perf_counter() - self._saved_at > self.config.checkpoint_seconds
-            if stop or due:
+            if stop or self._save_is_due():
                 self.save()
             if stop:
                 self.context.raise_if_stopped()
+
+    def _save_is_due(self) -> bool:
+        interval = max(self.config.checkpoint_seconds, self._save_seconds / _SAVING_SHARE)
+        return time.perf_counter() - self._saved_at > interval
 
     def _reserve_updates(self) -> None:
         """Charge the next step's updates, where they are limited: several stages may share it."""
@@ -169,6 +175,7 @@ class Learner:
         self._save()
 
     def _save(self) -> None:
+        began = time.perf_counter()
         ledger_position, cursor = self._settled
         folder = self.job.checkpoint_dir
         if self._rollouts:
@@ -183,6 +190,7 @@ class Learner:
         }
         save_checkpoint(folder / "steps", self._done, Checkpoint(self.updater.state(), state))
         self._saved_at = time.perf_counter()
+        self._save_seconds = self._saved_at - began
 
     def _resume(self) -> None:
         folder = self.job.checkpoint_dir

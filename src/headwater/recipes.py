@@ -79,7 +79,7 @@ def copy_recipe(name: str, to: Path | None = None) -> Path:
 
 def _first_comment(path: Path) -> str:
     """The first paragraph of the comment a recipe begins with."""
-    words = []
+    words: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#") or (words and line == "#"):
             break

@@ -172,7 +172,7 @@ class RolloutBatch:
 def repetition(ids: Sequence[int], order: int = 4) -> float:
     """Share of a response's token 4-grams that it has used before: 0 is none, near 1 a loop.
 
-    >>> repetition([1, 2, 3, 4, 1, 2, 3, 4])
+    >>> round(repetition([1, 2, 3, 4, 1, 2, 3, 4]), 3)
     0.2
     """
     grams = [tuple(ids[i : i + order]) for i in range(len(ids) - order + 1)]

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: help install quickstart test check bench smollm2 clean
 
 help:
-	@echo "make quickstart   train, compare and report the embedded study (about 8 minutes)"
+	@echo "make quickstart   train, compare and report the embedded study (under three minutes, after installing)"
 	@echo "make test         the tests"
 	@echo "make check        lint, types, then the tests"
 	@echo "make bench        speed and memory beside TRL's (BENCH='grpo --rounds 3'; idle machine)"

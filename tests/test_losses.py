@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.losses import divergences, grpo
-from headwater.losses.chunked_head import chunk_tokens, chunked_head_loss
+from headwater.losses.chunked_head import ChunkLoss
 from headwater.losses.token_losses import (
     PolicySettings,
     PolicyTerms,
@@ -43,20 +43,33 @@ def _picked(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     return logprobs.gather(-1, TARGETS[:, None])[:, 0]
 
 
+def _run(loss: ChunkLoss, logits: torch.Tensor) -> tuple[LossSums, torch.Tensor]:
+    """Sums and gradient of `loss`, which may overwrite what it is given; the same sums without."""
+    part = slice(0, logits.shape[0])
+    sums, grad = loss(logits.clone(), part, True)
+    alone, nothing = loss(logits.clone(), part, False)
+    assert nothing is None and grad is not None
+    assert not sums.loss_sum.requires_grad
+    torch.testing.assert_close(alone.loss_sum, sums.loss_sum, rtol=1e-12, atol=1e-12)
+    assert alone.denominator == sums.denominator
+    assert alone.metrics.keys() == sums.metrics.keys()
+    for name, pair in alone.metrics.items():
+        assert pair == pytest.approx(sums.metrics[name]), name
+    return sums, grad
+
+
 def _check(
-    loss: Callable[[torch.Tensor, slice], LossSums],
+    loss: ChunkLoss,
     logits: torch.Tensor,
     expected: Callable[[list[list[float]]], float],
     *,
     weight_sum: float | None = None,
 ) -> LossSums:
     """Value and gradient of `loss` at `logits` against the plain loop `expected`."""
-    leaf = logits.clone().requires_grad_(True)
-    sums = loss(leaf, PART)
-    assert float(sums.loss_sum.detach()) == pytest.approx(expected(logits.tolist()), rel=1e-10)
-    sums.loss_sum.backward()
+    sums, grad = _run(loss, logits)
+    assert float(sums.loss_sum) == pytest.approx(expected(logits.tolist()), rel=1e-10)
     slope = torch.tensor(reference.gradient(expected, logits.tolist()), dtype=torch.float64)
-    torch.testing.assert_close(leaf.grad, slope, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(grad, slope, rtol=1e-7, atol=1e-9)
     total = float(WEIGHTS.sum()) if weight_sum is None else weight_sum
     assert sums.denominator == pytest.approx(total)
     return sums
@@ -154,6 +167,9 @@ def test_sampled_token_policy_gradient(cap: float | None) -> None:
     )
     assert sums.metrics["kl"][0] == pytest.approx(float((ours - theirs).sum()))
     assert sums.metrics["sampler_gap"][0] == pytest.approx(0.75)
+    if cap is not None:  # ours - sampler is -0.3, 0.3, 0, -0.1, 0.05, 0 and e^0.3 > 1.1
+        assert sums.metrics["importance_weight"] == pytest.approx((sum(corrections), T))
+        assert sums.metrics["importance_capped_share"] == (1.0, float(T))
 
 
 def test_sampled_token_gradient_is_the_reverse_kl_gradient_in_expectation() -> None:
@@ -163,7 +179,6 @@ def test_sampled_token_gradient_is_the_reverse_kl_gradient_in_expectation() -> N
     divergences.reverse_kl(torch.log_softmax(teacher, -1), ours).sum().backward()
     expected = torch.zeros(1, V, dtype=torch.float64)
     for token in range(V):
-        sample = logits.clone().requires_grad_(True)
         theirs = torch.log_softmax(teacher, -1)[:, token]
         loss = distillation_loss(
             torch.tensor([token]),
@@ -171,14 +186,13 @@ def test_sampled_token_gradient_is_the_reverse_kl_gradient_in_expectation() -> N
             SampledTargets(theirs),
             forward_weight=0.0,
         )
-        loss(sample, slice(0, 1)).loss_sum.backward()
-        expected += ours.detach()[0, token].exp() * sample.grad
+        expected += ours.detach()[0, token].exp() * _run(loss, logits)[1]
     torch.testing.assert_close(expected, leaf.grad, rtol=1e-12, atol=1e-14)
 
 
 def _policy(
     logits: torch.Tensor, old_shift: list[float] | None, **options: object
-) -> tuple[Callable[[torch.Tensor, slice], LossSums], Callable[[list[list[float]]], float]]:
+) -> tuple[ChunkLoss, Callable[[list[list[float]]], float]]:
     """The GRPO loss and its plain loop, for policies that moved by `old_shift` since sampling."""
     temperature = float(options.pop("temperature", 1.0))
     cap = options.pop("cap", 2.0)
@@ -204,8 +218,11 @@ def _policy(
     )
     loss = policy_loss(terms, settings_, lambda logprobs, part: None)
 
-    def scaled(logits_TV: torch.Tensor, part: slice) -> LossSums:
-        return loss(logits_TV / temperature, part)
+    def scaled(
+        logits_TV: torch.Tensor, part: slice, wants_gradient: bool
+    ) -> tuple[LossSums, torch.Tensor | None]:
+        sums, grad = loss(logits_TV / temperature, part, wants_gradient)
+        return sums, None if grad is None else grad / temperature
 
     def expected(rows: list[list[float]]) -> float:
         return reference.policy(
@@ -239,6 +256,12 @@ def test_clipped_surrogate_with_importance_weights(cap: float | None) -> None:
     # tokens 0 (ratio 1.5 > 1.3, A > 0) and 1 (0.5 < 0.8, A < 0) are held back
     assert sums.metrics["clipped_share"] == (2.0, float(T))
     assert sums.metrics["sampler_gap"][0] == pytest.approx(0.1 + 0.2 + 1.5 + 0.4 + 0.4)
+    if cap is None:
+        assert "importance_weight" not in sums.metrics
+    else:  # old - sampler is 0.1, -0.2, 1.5, 0, 0.4, -0.4 and e^1.5 > 2
+        weights = [min(math.exp(gap), cap) for gap in (0.1, -0.2, 1.5, 0.0, 0.4, -0.4)]
+        assert sums.metrics["importance_weight"] == pytest.approx((sum(weights), T))
+        assert sums.metrics["importance_capped_share"] == (1.0, float(T))
 
 
 def test_clip_low_and_high_bound_the_gain_on_their_own_side() -> None:
@@ -365,11 +388,15 @@ def test_top_k_kl_is_a_kl_and_never_more_than_the_full_one(
     """Merging outcomes cannot raise a KL; the bucket makes it one of two distributions."""
     student, teacher = torch.tensor(rows, dtype=torch.float64)[:, None]
     top = torch.log_softmax(teacher, -1).topk(k, dim=-1)
-    ours = divergences.with_tail(student, top.indices)
     theirs = divergences.tail_of(top.values, V)
-    assert ours.exp().sum(-1).item() == pytest.approx(1.0, abs=1e-12)
     assert theirs.exp().sum(-1).item() == pytest.approx(1.0, abs=1e-6)
-    value = float(divergences.mixed_kl(theirs, ours, forward_weight))
+    one = torch.ones(1, dtype=torch.float64)
+    found = divergences.top_k_kl_(
+        theirs, top.indices, student.clone(), one, forward_weight, wants_gradient=False
+    )
+    value = float(found.kl_C)
+    entropy = divergences.entropy(torch.log_softmax(student, -1))
+    torch.testing.assert_close(found.entropy_C, entropy, rtol=1e-9, atol=1e-9)
     whole = float(
         divergences.mixed_kl(
             torch.log_softmax(teacher, -1), torch.log_softmax(student, -1), forward_weight
@@ -388,11 +415,9 @@ def test_top_k_at_the_whole_vocabulary_equals_full(
     top = torch.log_softmax(teacher, -1).topk(V, dim=-1)
     found = []
     for targets in (_full(teacher), TopKTargets(top.indices, top.values)):
-        leaf = _logits(1).to(dtype).requires_grad_(True)
         loss = distillation_loss(TARGETS, WEIGHTS.to(dtype), targets, forward_weight=forward_weight)
-        value = loss(leaf, PART).loss_sum
-        value.backward()
-        found.append((value.detach(), leaf.grad))
+        sums, grad = loss(_logits(1).to(dtype), PART, True)
+        found.append((sums.loss_sum, grad))
     tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {}
     torch.testing.assert_close(found[1], found[0], **tolerance)
 
@@ -400,16 +425,15 @@ def test_top_k_at_the_whole_vocabulary_equals_full(
 def test_a_teacher_that_is_sure_leaves_a_finite_reverse_kl() -> None:
     teacher = torch.tensor([[40.0, 0.0, -1.0, -2.0, -3.0]])
     top = torch.log_softmax(teacher, -1).topk(2, dim=-1)
-    student = torch.zeros(1, 5, requires_grad=True)
-    value = divergences.reverse_kl(
-        divergences.tail_of(top.values, 5), divergences.with_tail(student, top.indices)
+    theirs = divergences.tail_of(top.values, 5)
+    found = divergences.top_k_kl_(
+        theirs, top.indices, torch.zeros(1, 5), torch.ones(1), 0.0, wants_gradient=True
     )
-    value.sum().backward()
     bucket = 0.6 * (math.log(0.6) - math.log(1e-7))
     kept = 0.2 * (2 * math.log(0.2) - float(top.values.sum()))
-    assert value.item() == pytest.approx(bucket + kept, rel=1e-5)
-    assert student.grad is not None and bool(torch.isfinite(student.grad).all())
-    assert float(student.grad[0, 0]) < 0  # towards the teacher's token
+    assert found.kl_C.item() == pytest.approx(bucket + kept, rel=1e-5)
+    assert found.grad_CV is not None and bool(torch.isfinite(found.grad_CV).all())
+    assert float(found.grad_CV[0, 0]) < 0  # towards the teacher's token
 
 
 @pytest.mark.parametrize("peak", [2.0, 12.0, 30.0])
@@ -441,114 +465,53 @@ def test_impossible_outcomes_of_the_first_distribution_count_nothing() -> None:
     assert divergences.reverse_kl(p, q.detach()).item() == math.inf
 
 
-def test_padding_rows_of_a_larger_vocabulary_carry_no_mass() -> None:
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(T, H, generator=generator, dtype=torch.float64)
-    teacher_hidden = torch.randn(T, H, generator=generator, dtype=torch.float64)
-    head = torch.randn(V, H, generator=generator, dtype=torch.float64)
-    padded = torch.cat((head, 10 * torch.ones(4, H, dtype=torch.float64)))
-    found = []
-    for teacher_head in (head, padded):
-        leaf = hidden.clone().requires_grad_(True)
-        loss = distillation_loss(
-            TARGETS, WEIGHTS, FullTargets(teacher_hidden, teacher_head), forward_weight=0.5
+def test_rows_worked_on_in_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = _logits(2)
+    top = torch.log_softmax(teacher, -1).topk(3, dim=-1)
+    losses = [cross_entropy(TARGETS, WEIGHTS), _policy(_logits(1), MOVED, estimator="exact")[0]]
+    losses += [
+        distillation_loss(TARGETS, WEIGHTS, targets, forward_weight=0.3)
+        for targets in (_full(teacher), TopKTargets(top.indices, top.values))
+    ]
+    whole = [_run(loss, _logits(1)) for loss in losses]
+    monkeypatch.setattr(divergences, "_BLOCK_ELEMENTS", 2 * V)
+    for loss, (sums, grad) in zip(losses, whole, strict=True):
+        again, slope = _run(loss, _logits(1))
+        torch.testing.assert_close((again.loss_sum, slope), (sums.loss_sum, grad), rtol=0, atol=0)
+        assert again.metrics == sums.metrics
+
+
+def test_a_token_that_neither_can_say_counts_nothing() -> None:
+    """A logit of -inf in both: the same value and gradient as without the token."""
+    student, teacher = _logits(1), _logits(2)
+    barred_student, barred_teacher = student.clone(), teacher.clone()
+    for barred in (barred_student, barred_teacher):
+        barred[:, 4] = -torch.inf
+    others = [i for i in range(V) if i != 4]
+    for forward_weight in (0.0, 0.3, 1.0):
+        found = []
+        for ours, theirs in (
+            (barred_student, barred_teacher),
+            (student[:, others], teacher[:, others]),
+        ):
+            kl, _ = divergences.full_kl_(
+                theirs.clone(), ours.clone(), WEIGHTS, forward_weight, wants_gradient=True
+            )
+            assert kl.grad_CV is not None
+            grad = kl.grad_CV if kl.grad_CV.shape[1] < V else kl.grad_CV[:, others]
+            found.append((kl.kl_C, kl.entropy_C, grad))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+def test_forward_kl_counts_nothing_where_the_teacher_has_no_mass() -> None:
+    student, teacher = _logits(1), _logits(2)
+    teacher[:, 4] = -torch.inf
+    for weight, finite in ((1.0, True), (0.0, False)):
+        kl, entropy_C = divergences.full_kl_(
+            teacher.clone(), student.clone(), WEIGHTS, weight, wants_gradient=finite
         )
-        sums = chunked_head_loss(leaf, head, loss)
-        sums.loss_sum.backward()
-        found.append((sums.loss_sum.detach(), leaf.grad))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
-
-
-# --- chunked head -------------------------------------------------------------------------------
-
-
-def _head_inputs(dtype: torch.dtype, tokens: int = T, vocab: int = V) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    hidden = torch.randn(tokens, H, generator=generator, dtype=torch.float64)
-    head = torch.randn(vocab, H, generator=generator, dtype=torch.float64)
-    return [x.to(dtype).requires_grad_(True) for x in (hidden, head)]
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("size", [1, 4, 6, 100])
-def test_chunk_size_changes_neither_value_nor_gradient(size: int, temperature: float) -> None:
-    hidden, head = _head_inputs(torch.float64)
-    logits = hidden @ head.T / temperature
-    whole = -(WEIGHTS * torch.log_softmax(logits, -1)[range(T), TARGETS]).sum()
-    expected = torch.autograd.grad(3.0 * whole, (hidden, head))
-    sums = chunked_head_loss(
-        hidden,
-        head,
-        cross_entropy(TARGETS, WEIGHTS),
-        temperature=temperature,
-        tokens_per_chunk=size,
-    )
-    assert sums.loss_sum.dtype == torch.float64
-    torch.testing.assert_close(sums.loss_sum, whole, rtol=1e-14, atol=0)
-    found = torch.autograd.grad(3.0 * sums.loss_sum, (hidden, head))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-    assert sums.denominator == pytest.approx(float(WEIGHTS.sum()))
-    assert sums.metrics["nll"][1] == T
-
-
-def test_bfloat16_inputs_get_float32_logits_and_gradients_in_their_own_format() -> None:
-    hidden, head = _head_inputs(torch.bfloat16)
-    sums = chunked_head_loss(
-        hidden, head, cross_entropy(TARGETS, WEIGHTS.float()), tokens_per_chunk=4
-    )
-    sums.loss_sum.backward()
-    assert sums.loss_sum.dtype == torch.float32
-    assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
-    assert head.grad is not None and head.grad.dtype == torch.bfloat16
-    exact = [x.detach().double().requires_grad_(True) for x in (hidden, head)]
-    logits = exact[0] @ exact[1].T
-    (-(WEIGHTS * torch.log_softmax(logits, -1)[range(T), TARGETS]).sum()).backward()
-    for found, leaf in zip((hidden.grad, head.grad), exact, strict=True):
-        assert leaf.grad is not None
-        torch.testing.assert_close(
-            found.double(), leaf.grad, rtol=0.03, atol=0.02 * float(leaf.grad.abs().max())
-        )
-
-
-def test_no_tokens_give_a_zero_attached_to_the_graph() -> None:
-    hidden, head = _head_inputs(torch.float32, tokens=0)
-    nothing = torch.zeros(0)
-    sums = chunked_head_loss(hidden, head, cross_entropy(nothing.long(), nothing))
-    sums.loss_sum.backward()
-    assert (sums.loss_sum.item(), sums.denominator) == (0.0, 0)
-    assert head.grad is not None and float(head.grad.abs().max()) == 0.0
-
-
-class _LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
-    """Watches the number of elements of every tensor that torch makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor):
-            self.elements = max(self.elements, out.numel())
-        return out
-
-
-def test_at_a_quarter_million_tokens_logits_exist_a_chunk_at_a_time() -> None:
-    vocab, tokens, width = 262_144, 150, 16
-    assert chunk_tokens(vocab) == 64
-    generator = torch.Generator().manual_seed(4)
-    hidden = torch.randn(tokens, width, generator=generator).requires_grad_(True)
-    head = (torch.randn(vocab, width, generator=generator) / 2).requires_grad_(True)
-    targets = torch.randint(vocab, (tokens,), generator=generator)
-    with _LargestTensor() as largest:
-        sums = chunked_head_loss(hidden, head, cross_entropy(targets, torch.ones(tokens)))
-        sums.loss_sum.backward()
-    assert largest.elements == 64 * vocab  # and not 150 * vocab
-    logprobs = torch.log_softmax(hidden.detach().double() @ head.detach().double().T, -1)
-    expected = -logprobs.gather(-1, targets[:, None]).sum()
-    assert sums.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
-    probabilities = logprobs.exp().scatter_add(
-        -1, targets[:, None], -torch.ones(tokens, 1, dtype=torch.float64)
-    )
-    assert hidden.grad is not None
-    torch.testing.assert_close(
-        hidden.grad.double(), probabilities @ head.detach().double(), rtol=1e-4, atol=1e-5
-    )
+        assert bool(torch.isfinite(kl.kl_C).all()) is finite
+        assert bool(torch.isfinite(entropy_C).all()) and bool(torch.isfinite(kl.entropy_C).all())
+        if finite:
+            p, q = torch.softmax(student, -1), torch.softmax(teacher, -1)
+            torch.testing.assert_close(kl.grad_CV, WEIGHTS[:, None] * (p - q))

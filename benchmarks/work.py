@@ -18,8 +18,7 @@ import torch
 from headwater import seeding
 from headwater.config.recipe import Compute
 from headwater.config.stages import GRPOStage, OPDStage, TrainingStage, WarmupStage
-from headwater.engine.attention import ATTENTION_NAME
-from headwater.engine.forward import head_weight, hidden_at_targets
+from headwater.engine.forward import head_weight, hidden_at_targets, load_engine_model
 from headwater.engine.memory import keep_freed_memory
 from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype, set_threads
@@ -33,7 +32,6 @@ from headwater.losses.token_losses import (
     distillation_loss,
     policy_loss,
 )
-from headwater.models.loading import load_model
 from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.rollouts import RolloutBatch
@@ -109,12 +107,7 @@ class Bench:
         self.vocab_size = self.config["vocab_size"]
         self.dtype = resolve_dtype(compute, self.device, self.config["hidden_size"])
         self.stage = _stage(options)
-        self.model = load_model(
-            self.folder,
-            dtype=torch.float32,
-            device=str(self.device),
-            attn_implementation=ATTENTION_NAME,
-        )
+        self.model = load_engine_model(self.folder, torch.float32, self.device)
         self.updater = Updater(self.model, self.stage, options.steps, self.dtype)
         self.teacher, self.teacher_config = self._load_teacher()
         self._rng = random.Random(options.seed)

@@ -8,13 +8,18 @@ import random
 import pytest
 import torch
 
-import headwater.engine.attention  # noqa: F401 - registers the attention
 from headwater.engine.forward import head_weight, hidden_at_targets
+from headwater.engine.fused_layers import fuse_layers
 from headwater.engine.packing import PackedGroup, micro_batches, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.token_losses import cross_entropy
 from headwater.models.tiny import tiny_model
-from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
+from headwater.rollout.sampler import (
+    InProcessSampler,
+    SampleRequest,
+    SamplerSettings,
+    draw_tokens,
+)
 
 VOCAB = 60
 
@@ -25,6 +30,8 @@ def _model(dtype: torch.dtype, attention: str, name: str = "student") -> torch.n
         for parameter in model.parameters():
             parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)
     model.set_attn_implementation(attention)
+    if attention == "headwater":
+        assert fuse_layers(model) == len(model.get_decoder().layers)
     return model
 
 
@@ -69,10 +76,15 @@ def _packed_loss(
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
 @pytest.mark.parametrize(("budget", "chunk"), [(10_000, 1000), (40, 7)])
-def test_packed_loss_and_gradient_equal_plain_ones(name: str, budget: int, chunk: int) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_packed_loss_and_gradient_equal_plain_ones(
+    name: str, budget: int, chunk: int, fused: bool
+) -> None:
     plain_model = _model(torch.float64, "sdpa", name)
     packed_model = copy.deepcopy(plain_model)
     packed_model.set_attn_implementation("headwater")
+    if fused:
+        fuse_layers(packed_model)
     groups = _groups(1)
     plain = _plain_loss(plain_model, groups)
     packed = _packed_loss(packed_model, groups, budget, chunk)
@@ -148,9 +160,10 @@ def test_sampled_tokens_follow_the_model_distribution() -> None:
 
 def test_a_draw_at_the_very_end_takes_no_impossible_token() -> None:
     """u * total may round up to the total, which no cumulative probability exceeds."""
-    model = _model(torch.float32, "headwater")
-    sampler = InProcessSampler(model, SamplerSettings(1.0, 1, end_ids=(2,), vocab_size=3))
-    hidden, head = torch.ones(2, 1), torch.tensor([[5.0], [1.0], [-200.0]])
-    token, logprob = sampler._draw(hidden, head, torch.tensor([1.0, 1e-8]), torch.tensor([2]))
+    settings = SamplerSettings(1.0, 1, end_ids=(2,), vocab_size=3)
+    logits = torch.tensor([[5.0, 1.0, -200.0]]).repeat(2, 1)
+    expected = torch.log_softmax(logits[0], 0)
+    uniforms = torch.tensor([1.0, 1e-8])
+    token, logprob = draw_tokens(logits, uniforms, settings, torch.tensor([2]))
     assert token.tolist() == [1, 0]
-    torch.testing.assert_close(logprob, torch.log_softmax(head[:, 0], 0)[token])
+    torch.testing.assert_close(logprob, expected[token])

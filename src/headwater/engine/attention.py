@@ -1,29 +1,25 @@
-"""Attention over groups of rollouts that share their prompt, as a transformers attention function.
+"""Attention over groups of rollouts that share their prompt, forward and backward.
 
-Tokens of many groups lie flat, without padding, in one row of shape [1, tokens]; every linear
-layer of the model works on just these. Only attention needs to know which token sees which, and
-it reads that from a layout passed through the model's keyword arguments:
+Tokens of many groups lie flat, without padding, in one row: all prompts, then all completions.
+Every linear layer of the model works on just these. Only attention needs to know which token
+sees which: a completion sees its group's prompt, computed once, and its own earlier tokens.
 
-* `PackedLayout`: prompts once per group, completions beside them (training, scoring, prefill);
-* `DecodeLayout`: one new token per row, prompt keys shared by a group, own keys in a cache.
-
-Suffixes: B rows of a padded block, L its length, M kv heads, R query heads per kv head, D head
-dimension; others as in `headwater.types`.
+Scores exist for a bounded piece of work at a time and are made again in the backward pass, so
+that memory does not grow with tokens squared. Suffixes: M kv heads, R query heads per kv head,
+D head dimension, L length of a padded block; others as in `headwater.types`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 
-from headwater.errors import InputError
-
-ATTENTION_NAME = "headwater"
-_BLOCK_TOKENS = 32
+#: Scores that exist at once: 8 MiB of float32, which stays in the caches of a CPU.
+_SCORES_AT_ONCE = 1 << 21
+_FEWEST_QUERIES = 16
 
 
 @dataclass(slots=True)
@@ -35,152 +31,72 @@ class PromptCache:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of tokens that lie flat one after another, as a padded block and back.
+
+    index [rows * length] and valid [rows, length] lead into the block, inverse [tokens] out of
+    it; all None where every row is `length` long and the block is a view.
+    """
+
+    rows: int
+    length: int
+    index: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
+    inverse: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str) -> Block:
+        """The block of rows with these lengths."""
+        longest = max(lengths, default=0)
+        if all(length == longest for length in lengths):
+            return cls(len(lengths), longest)
+        lengths_B = torch.tensor(lengths)
+        columns = torch.arange(longest)
+        valid = columns[None, :] < lengths_B[:, None]
+        starts = torch.cumsum(lengths_B, 0) - lengths_B
+        index = torch.where(valid, starts[:, None] + columns, torch.zeros(1, dtype=torch.long))
+        inverse = valid.reshape(-1).nonzero()[:, 0]
+        return cls(
+            len(lengths),
+            longest,
+            index.reshape(-1).to(device),
+            valid.to(device),
+            inverse.to(device),
+        )
+
+    def pad(self, flat: torch.Tensor) -> torch.Tensor:
+        """[tokens, ...] to [rows, length, ...]; what stands in the padding has no meaning."""
+        padded = flat if self.index is None else flat.index_select(0, self.index)
+        return padded.reshape(self.rows, self.length, *flat.shape[1:])
+
+    def pad_zeros(self, flat: torch.Tensor) -> torch.Tensor:
+        """As `pad`, with zeros in the padding."""
+        padded = self.pad(flat)
+        if self.valid is None:
+            return padded
+        return padded * self.valid.view(*self.valid.shape, *[1] * (flat.ndim - 1))
+
+    def unpad(self, padded: torch.Tensor) -> torch.Tensor:
+        """[rows, length, ...] to [tokens, ...]."""
+        flat = padded.reshape(self.rows * self.length, *padded.shape[2:])
+        return flat if self.inverse is None else flat.index_select(0, self.inverse)
+
+
+@dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Where the prompt and completion tokens of P groups lie in the flat row.
+    """Where the prompts and completions of P groups lie in the flat row.
 
-    prompt_index_PL, completion_index_BL: flat positions, 0 where padded; *_bias: additive
-    attention masks (0 or -inf) in the compute dtype, [P, 1, L, L] and [B, 1, 1, L];
-    causal_LL for completions; group_of_B: the group each completion belongs to (B completions,
-    the same number in every group). inverse: for each flat token its place in
-    concat(prompt block, completion block).
+    prompts: P rows. completions: P * width rows, group by group, or None. prefix_bias
+    [P, 1, L]: 0 or the lowest value, for prompts of unequal lengths. capture: filled with every
+    layer's prompt keys and values by a forward pass.
     """
 
-    prompt_index_PL: torch.Tensor
-    prompt_bias: torch.Tensor  # [P, 1, L, L], causal and padding
-    prefix_bias: torch.Tensor  # [P, 1, 1, L], padding only
-    completion_index_BL: torch.Tensor | None
-    completion_bias: torch.Tensor | None  # [1, 1, L, L], causal
-    inverse: torch.Tensor
+    prompts: Block
+    prompt_tokens: int
+    completions: Block | None
+    width: int
+    prefix_bias: torch.Tensor | None
     capture: PromptCache | None = None
-
-
-class DecodeLayout:
-    """Rows that each extend by one token a step; KV written in place, grown by blocks.
-
-    Every row belongs to one prompt; rows of a prompt share its keys and values. `keep` drops
-    finished rows. Rows are ordered by prompt.
-    """
-
-    def __init__(
-        self, prompts: PromptCache, prompt_lengths: Sequence[int], group_of_rows: torch.Tensor
-    ) -> None:
-        self._prompts = prompts
-        first = prompts.keys[0]
-        self._device, self._dtype = first.device, first.dtype
-        length = first.shape[2]
-        lengths = torch.tensor(prompt_lengths, device=self._device)
-        visible = torch.arange(length, device=self._device)[None, :] < lengths[:, None]
-        self._prefix_bias_PL = _bias(visible, self._dtype)
-        self.group_of_rows = group_of_rows
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
-        self.length = 0  # own tokens already in the cache
-        self._capacity = 0
-        self._own_bias = torch.empty(0)
-        self._set_grid()
-
-    @property
-    def rows(self) -> int:
-        """Rows still decoding."""
-        return int(self.group_of_rows.shape[0])
-
-    def begin_step(self) -> None:
-        """Make room for one more token a row and mask the part of the cache not yet written."""
-        if self.length == self._capacity:
-            self._grow()
-        visible = torch.arange(self._capacity, device=self._device) <= self.length
-        self._own_bias = _bias(visible, self._dtype)
-
-    def end_step(self) -> None:
-        """The token written by the last forward becomes visible to later steps."""
-        self.length += 1
-
-    def keep(self, kept_rows: torch.Tensor) -> None:
-        """Drop every row but `kept_rows` (int64 positions, ascending)."""
-        self._keys = [k.index_select(0, kept_rows) for k in self._keys]
-        self._values = [v.index_select(0, kept_rows) for v in self._values]
-        self.group_of_rows = self.group_of_rows[kept_rows]
-        self._set_grid()
-
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        """q [1, M*R, B, D], k and v [1, M, B, D] of the newest token; returns [B, M*R, D]."""
-        _, heads, rows, dim = q.shape
-        kv_heads = k.shape[1]
-        if layer == len(self._keys):
-            shape = (rows, kv_heads, self._capacity, dim)
-            self._keys.append(k.new_zeros(shape))
-            self._values.append(v.new_zeros(shape))
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, :, self.length] = k[0].transpose(0, 1)
-        values[:, :, self.length] = v[0].transpose(0, 1)
-        q_BMRD = (q[0].transpose(0, 1) * scaling).reshape(rows, kv_heads, heads // kv_heads, dim)
-
-        prefix_keys, prefix_values = self._prompts.keys[layer], self._prompts.values[layer]
-        length = prefix_keys.shape[2]
-        q_grid = self._to_grid(q_BMRD)  # [P, M, W*R, D]
-        prefix = torch.matmul(q_grid, prefix_keys.transpose(2, 3))
-        prefix = prefix + self._prefix_bias_PL[:, None, None, :]
-        own = torch.matmul(q_BMRD, keys.transpose(2, 3)) + self._own_bias
-        scores = torch.cat((self._from_grid(prefix, rows, kv_heads), own), dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-        out = torch.matmul(weights[..., length:], values)
-        from_prefix = torch.matmul(self._to_grid(weights[..., :length]), prefix_values)
-        return (out + self._from_grid(from_prefix, rows, kv_heads)).reshape(rows, heads, dim)
-
-    def _grow(self) -> None:
-        self._capacity += _BLOCK_TOKENS
-
-        def grown(old: torch.Tensor) -> torch.Tensor:
-            rows, heads, length, dim = old.shape
-            new = old.new_zeros((rows, heads, self._capacity, dim))
-            new[:, :, :length] = old
-            return new
-
-        self._keys = [grown(k) for k in self._keys]
-        self._values = [grown(v) for v in self._values]
-
-    def _set_grid(self) -> None:
-        """Rows as a [P, W] grid, W the most rows any prompt has; drops prompts without rows."""
-        used, group = torch.unique_consecutive(self.group_of_rows, return_inverse=True)
-        if used.shape[0] < self._prefix_bias_PL.shape[0]:
-            self._prompts = PromptCache(
-                [k.index_select(0, used) for k in self._prompts.keys],
-                [v.index_select(0, used) for v in self._prompts.values],
-            )
-            self._prefix_bias_PL = self._prefix_bias_PL.index_select(0, used)
-            self.group_of_rows = group
-        counts = torch.bincount(group)
-        self._width = int(counts.max())
-        self._groups = int(used.shape[0])
-        starts = torch.cumsum(counts, 0) - counts
-        within = torch.arange(group.shape[0], device=self._device) - starts[group]
-        self._cell_of_row = group * self._width + within
-        self._rectangular = bool((counts == self._width).all())
-        row_of_cell = torch.zeros(self._groups * self._width, dtype=torch.long, device=self._device)
-        row_of_cell[self._cell_of_row] = torch.arange(group.shape[0], device=self._device)
-        self._row_of_cell = row_of_cell
-
-    def _to_grid(self, x_BMRX: torch.Tensor) -> torch.Tensor:
-        if not self._rectangular:
-            x_BMRX = x_BMRX.index_select(0, self._row_of_cell)
-        _, kv_heads, repeats, last = x_BMRX.shape
-        grid = x_BMRX.view(self._groups, self._width, kv_heads, repeats, last)
-        return grid.transpose(1, 2).reshape(self._groups, kv_heads, self._width * repeats, last)
-
-    def _from_grid(self, grid: torch.Tensor, rows: int, kv_heads: int) -> torch.Tensor:
-        groups, _, cells, last = grid.shape
-        repeats = cells // self._width
-        flat = grid.view(groups, kv_heads, self._width, repeats, last).transpose(1, 2)
-        flat = flat.reshape(groups * self._width, kv_heads, repeats, last)
-        return flat if self._rectangular else flat.index_select(0, self._cell_of_row)
-
-
-def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask: 0 where visible, the dtype's lowest value elsewhere."""
-    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return bias.masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def packed_layout(
@@ -191,125 +107,291 @@ def packed_layout(
     device: torch.device | str,
     capture: PromptCache | None = None,
 ) -> PackedLayout:
-    """Layout of P groups lying flat as prompt, completion, completion, ..., prompt, ...
+    """Layout of P groups lying flat as all prompts, then all completions in the same order.
 
     completion_lengths: one list per group, all of one length G (0 for prefill); a length may
     be 0. Raises ValueError when groups differ in G.
     """
-    groups, width = len(prompt_lengths), len(completion_lengths[0])
+    width = len(completion_lengths[0])
     if any(len(lengths) != width for lengths in completion_lengths):
         raise ValueError("groups of one batch must have the same number of completions")
-    longest = max(prompt_lengths)
-    prompt_index = torch.zeros(groups, longest, dtype=torch.long)
-    longest_completion = max((n for row in completion_lengths for n in row), default=0)
-    completion_index = torch.zeros(groups * width, longest_completion, dtype=torch.long)
-    total = sum(prompt_lengths) + sum(sum(row) for row in completion_lengths)
-    inverse = torch.zeros(total, dtype=torch.long)
-    at = 0
-    for g, (prompt, completions) in enumerate(zip(prompt_lengths, completion_lengths, strict=True)):
-        prompt_index[g, :prompt] = torch.arange(at, at + prompt)
-        inverse[at : at + prompt] = torch.arange(g * longest, g * longest + prompt)
-        at += prompt
-        for i, length in enumerate(completions):
-            row = g * width + i
-            completion_index[row, :length] = torch.arange(at, at + length)
-            start = groups * longest + row * longest_completion
-            inverse[at : at + length] = torch.arange(start, start + length)
-            at += length
-    lengths = torch.tensor(prompt_lengths)
-    visible = torch.arange(longest)[None, :] < lengths[:, None]  # [P, L]
-    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-    own = torch.ones(longest_completion, longest_completion, dtype=torch.bool).tril()
-    has_completions = width > 0 and longest_completion > 0
+    own = [length for lengths in completion_lengths for length in lengths]
+    prompts = Block.of(prompt_lengths, device)
     return PackedLayout(
-        prompt_index_PL=prompt_index.to(device),
-        prompt_bias=_bias(causal[None, None] & visible[:, None, None, :], dtype).to(device),
-        prefix_bias=_bias(visible, dtype)[:, None, None, :].to(device),
-        completion_index_BL=completion_index.to(device) if has_completions else None,
-        completion_bias=_bias(own, dtype)[None, None].to(device) if has_completions else None,
-        inverse=inverse.to(device),
+        prompts=prompts,
+        prompt_tokens=sum(prompt_lengths),
+        completions=Block.of(own, device) if any(own) else None,
+        width=width,
+        prefix_bias=None if prompts.valid is None else mask_bias(prompts.valid, dtype)[:, None],
         capture=capture,
     )
 
 
-def _attend_packed(
+def mask_bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask: 0 where visible, the dtype's lowest value elsewhere."""
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def attend(
     layout: PackedLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """q [1, M*R, tokens, D], k, v [1, M, tokens, D] -> [tokens, M*R, D]."""
-    heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[3]
-    repeats = heads // kv_heads
-    q_t = (q[0].transpose(0, 1) * scaling).reshape(-1, kv_heads, repeats, dim)  # [tokens, M, R, D]
-    k_t, v_t = k[0].transpose(0, 1), v[0].transpose(0, 1)  # [tokens, M, D]
-
-    index = layout.prompt_index_PL
-    groups, longest = index.shape
-    qp = q_t[index].permute(0, 2, 3, 1, 4)  # [P, M, R, L, D]
-    kp, vp = k_t[index].transpose(1, 2), v_t[index].transpose(1, 2)  # [P, M, L, D]
+    """Attention of every token: q [tokens, M*R, D], k and v [tokens, M, D]; returns q's shape."""
+    parts = _parts(layout, q, k, v, scaling)
+    out = [part.layout_out(part.forward()) for part in parts]
     if layout.capture is not None:
-        layout.capture.keys.append(kp.contiguous())
-        layout.capture.values.append(vp.contiguous())
-    qp = qp.reshape(groups, kv_heads, repeats * longest, dim)
-    scores = torch.matmul(qp, kp.transpose(2, 3)).view(groups, kv_heads, repeats, longest, longest)
-    scores = scores + layout.prompt_bias[:, :, None]
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-    out = torch.matmul(weights.view(groups, kv_heads, repeats * longest, longest), vp)
-    out = out.view(groups, kv_heads, repeats, longest, dim).permute(0, 3, 1, 2, 4)
-    out = out.reshape(groups * longest, heads, dim)
-    if layout.completion_index_BL is None or layout.completion_bias is None:
-        return out.index_select(0, layout.inverse)
-
-    index = layout.completion_index_BL
-    rows, own = index.shape
-    width = rows // groups
-    qc = q_t[index].permute(0, 2, 3, 1, 4)  # [B, M, R, L, D]
-    kc, vc = k_t[index].transpose(1, 2), v_t[index].transpose(1, 2)  # [B, M, L, D]
-    by_group = qc.reshape(groups, width, kv_heads, repeats * own, dim).transpose(1, 2)
-    by_group = by_group.reshape(groups, kv_heads, width * repeats * own, dim)
-    prefix = torch.matmul(by_group, kp.transpose(2, 3)) + layout.prefix_bias
-    prefix = prefix.view(groups, kv_heads, width, repeats * own, longest).transpose(1, 2)
-    prefix = prefix.reshape(rows, kv_heads, repeats, own, longest)
-    local = torch.matmul(qc.reshape(rows, kv_heads, repeats * own, dim), kc.transpose(2, 3))
-    local = local.view(rows, kv_heads, repeats, own, own) + layout.completion_bias[:, :, None]
-    scores = torch.cat((prefix, local), dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-    w_local = weights[..., longest:].reshape(rows, kv_heads, repeats * own, own)
-    w_prefix = weights[..., :longest].reshape(groups, width, kv_heads, repeats * own, longest)
-    w_prefix = w_prefix.transpose(1, 2).reshape(groups, kv_heads, width * repeats * own, longest)
-    from_prefix = torch.matmul(w_prefix, vp).view(groups, kv_heads, width, repeats * own, dim)
-    from_prefix = from_prefix.transpose(1, 2).reshape(rows, kv_heads, repeats * own, dim)
-    out_c = torch.matmul(w_local, vc) + from_prefix
-    out_c = out_c.view(rows, kv_heads, repeats, own, dim).permute(0, 3, 1, 2, 4)
-    out = torch.cat((out, out_c.reshape(rows * own, heads, dim)))
-    return out.index_select(0, layout.inverse)
+        shape = (layout.prompts.rows, k.shape[1], layout.prompts.length, k.shape[2])
+        layout.capture.keys.append(parts[0].k.view(shape))
+        layout.capture.values.append(parts[0].v.view(shape))
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+def attend_backward(
+    layout: PackedLayout,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
     scaling: float,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    layout: PackedLayout | DecodeLayout | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """The function transformers calls in every attention layer; see the module's docstring."""
-    if layout is None:
-        raise InputError(
-            "attention 'headwater' was called without a layout; load the model with "
-            "attn_implementation='sdpa' to use it outside headwater's engine"
-        )
-    if sliding_window is not None:
-        raise InputError(
-            f"this model attends in a sliding window of {sliding_window}, expected full "
-            "attention; use a model without sliding windows"
-        )
-    if isinstance(layout, DecodeLayout):
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        return layout.attend(layer, query, key, value, scaling)[None], None
-    return _attend_packed(layout, query, key, value, scaling)[None], None
+    grad_out: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v, given that of `attend`'s result."""
+    parts = _parts(layout, q, k, v, scaling)
+    grads_q, grads_k, grads_v = [], [], []
+    for part in reversed(parts):  # completions first: they also reach the prompts' keys
+        grad_q, grad_k, grad_v = part.backward(part.layout_in(grad_out, zeros=True))
+        grads_q.append(part.layout_out(grad_q.mul_(scaling)))
+        grads_k.append(part.keys_out(grad_k))
+        grads_v.append(part.keys_out(grad_v))
+    if len(parts) == 1:
+        return grads_q[0], grads_k[0], grads_v[0]
+    return torch.cat(grads_q[::-1]), torch.cat(grads_k[::-1]), torch.cat(grads_v[::-1])
 
 
-AttentionInterface.register(ATTENTION_NAME, _attention)
+def _parts(
+    layout: PackedLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
+) -> list[_Part]:
+    """Prompts, which see themselves, and completions, which also see their prompt."""
+    kv_heads = k.shape[1]
+    prompts = _Part(layout.prompts, slice(0, layout.prompt_tokens), layout.prompts.rows, kv_heads)
+    prompts.load(q, k, v, scaling)
+    if layout.completions is None:
+        return [prompts]
+    completions = _Part(
+        layout.completions, slice(layout.prompt_tokens, None), layout.prompts.rows, kv_heads
+    )
+    completions.load(q, k, v, scaling)
+    completions.prefix, completions.prefix_bias = prompts, layout.prefix_bias
+    return [prompts, completions]
+
+
+class _Part:
+    """Rows of one block by groups: queries [P, M, G, R, L, D], keys and values [P*M*G, L, D].
+
+    In this order a group's queries lie together for the prompt they share, and each row's for
+    its own keys, without a copy between the two.
+    """
+
+    def __init__(self, block: Block, tokens: slice, groups: int, kv_heads: int) -> None:
+        self.block, self.tokens = block, tokens
+        self.groups, self.kv_heads = groups, kv_heads
+        self.width = block.rows // groups
+        self.prefix: _Part | None = None
+        self.prefix_bias: torch.Tensor | None = None
+        self._grads: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def load(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> None:
+        """Queries (times `scaling`), keys and values of this part's tokens."""
+        self.q = self.layout_in(q, scaling)
+        self.k, self.v = self.keys_in(k), self.keys_in(v)
+
+    # --- between the flat row and this order ------------------------------------------------
+
+    def layout_in(self, x: torch.Tensor, factor: float = 1.0, zeros: bool = False) -> torch.Tensor:
+        """[all tokens, M*R, D] times `factor` to a new [P, M, G, R, L, D]."""
+        own = x[self.tokens]
+        padded = self.block.pad_zeros(own) if zeros else self.block.pad(own)
+        shape = (self.groups, self.width, self.block.length, self.kv_heads, -1, x.shape[-1])
+        ordered = padded.view(shape).permute(0, 3, 1, 4, 2, 5)
+        return torch.mul(ordered, factor, out=x.new_empty(ordered.shape))
+
+    def layout_out(self, x: torch.Tensor) -> torch.Tensor:
+        """[P, M, G, R, L, D] to [own tokens, M*R, D]."""
+        rows = x.permute(0, 2, 4, 1, 3, 5)
+        heads = self.kv_heads * x.shape[3]
+        shape = (self.block.rows, self.block.length, heads, x.shape[-1])
+        return self.block.unpad(rows.reshape(shape))
+
+    def keys_in(self, x: torch.Tensor) -> torch.Tensor:
+        """[all tokens, M, D] to [P*M*G, L, D]."""
+        padded = self.block.pad(x[self.tokens])
+        shape = (self.groups, self.width, self.block.length, self.kv_heads, x.shape[-1])
+        ordered = padded.view(shape).permute(0, 3, 1, 2, 4)
+        return ordered.reshape(-1, self.block.length, x.shape[-1])
+
+    def keys_out(self, x: torch.Tensor) -> torch.Tensor:
+        """[P*M*G, L, D] to [own tokens, M, D]."""
+        shape = (self.groups, self.kv_heads, self.width, self.block.length, x.shape[-1])
+        rows = x.view(shape).permute(0, 2, 3, 1, 4)
+        return self.block.unpad(rows.reshape(self.block.rows, self.block.length, *rows.shape[3:]))
+
+    # --- the work ---------------------------------------------------------------------------
+
+    def forward(self) -> torch.Tensor:
+        """What every query reads: [P, M, G, R, L, D]."""
+        out = torch.empty_like(self.q)
+        for piece in self._pieces():
+            weights = piece.weights()
+            read = torch.bmm(piece.own(weights), piece.v)
+            if self.prefix is not None:
+                prompt_v = piece.prefix_of(self.prefix.v)
+                piece.by_group(read).baddbmm_(piece.shared(weights), prompt_v)
+            piece.of(out).copy_(read.view_as(piece.of(out)))
+        return out
+
+    def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of the scaled queries, keys and values, given [P, M, G, R, L, D].
+
+        Those of the prefix are handed to its part, which adds its own to them.
+        """
+        grad_q, prefix = torch.empty_like(self.q), self.prefix
+        grads = self._grads or self._zero_grads(self)
+        if prefix is not None:
+            prefix._grads = prefix._zero_grads(self)
+        for piece in self._pieces():
+            wanted = piece.of(grad).reshape(piece.q.shape)
+            weights = piece.weights()
+            scores = torch.empty_like(weights)
+            piece.own(scores).copy_(torch.bmm(wanted, piece.v.mT))
+            _add_product(piece.keys_of(grads[1]), piece.own(weights).mT, wanted)
+            if prefix is not None and prefix._grads is not None:
+                torch.bmm(
+                    piece.by_group(wanted), piece.prefix_of(prefix.v).mT, out=piece.shared(scores)
+                )
+                into = piece.prefix_of(prefix._grads[1])
+                _add_product(into, piece.shared(weights).mT, piece.by_group(wanted))
+            scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
+            found = torch.bmm(piece.own(scores), piece.k)
+            _add_product(piece.keys_of(grads[0]), piece.own(scores).mT, piece.q)
+            if prefix is not None and prefix._grads is not None:
+                shared, queries = piece.shared(scores), piece.by_group(piece.q)
+                piece.by_group(found).baddbmm_(shared, piece.prefix_of(prefix.k))
+                _add_product(piece.prefix_of(prefix._grads[0]), shared.mT, queries)
+            piece.of(grad_q).copy_(found.view_as(piece.of(grad_q)))
+        return grad_q, grads[0].to(self.k.dtype), grads[1].to(self.v.dtype)
+
+    def _zero_grads(self, readers: _Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """For keys and values that `readers` reach; float32 where many pieces are added up."""
+        dtype = self.k.dtype
+        if readers._span() < readers.block.length:
+            dtype = torch.promote_types(dtype, torch.float32)
+        return torch.zeros_like(self.k, dtype=dtype), torch.zeros_like(self.v, dtype=dtype)
+
+    def _span(self) -> int:
+        """Positions whose queries are taken together: all, unless one group has too many scores."""
+        _, kv_heads, width, repeats, length, _ = self.q.shape
+        span = _SCORES_AT_ONCE // (kv_heads * width * repeats * self._keys())
+        return min(length, max(_FEWEST_QUERIES, span))
+
+    def _keys(self) -> int:
+        """Keys that the last query of a row sees."""
+        return self.block.length + (0 if self.prefix is None else self.prefix.block.length)
+
+    def _pieces(self) -> Iterator[_Piece]:
+        """Whole groups, or a span of positions of one group where its scores are too many."""
+        groups, kv_heads, width, repeats, length, _ = self.q.shape
+        span = self._span()
+        at_once = max(1, _SCORES_AT_ONCE // (kv_heads * width * repeats * length * self._keys()))
+        for group in range(0, groups, at_once if span == length else 1):
+            chosen = slice(group, min(group + at_once, groups))
+            for start in range(0, length, span):
+                yield _Piece(self, chosen, slice(start, min(start + span, length)))
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right, batched; `total` may be wider than the factors."""
+    if total.dtype == left.dtype:
+        total.baddbmm_(left, right)
+    else:
+        total.add_(torch.bmm(left, right))
+
+
+class _Piece:
+    """Some groups' queries at some positions, with the keys they see.
+
+    Scores and weights are [P*M*G, R*L, prompt keys + own keys].
+    """
+
+    def __init__(self, part: _Part, groups: slice, positions: slice) -> None:
+        self._part, self._groups, self._positions = part, groups, positions
+        rows = (groups.stop - groups.start) * part.kv_heads * part.width
+        self.q = self.of(part.q).reshape(rows, -1, part.q.shape[-1])
+        self.k, self.v = self.keys_of(part.k), self.keys_of(part.v)
+        self._prompt_keys = 0 if part.prefix is None else part.prefix.block.length
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """This piece of [P, M, G, R, L, D]."""
+        return x[self._groups, :, :, :, self._positions]
+
+    def keys_of(self, x: torch.Tensor) -> torch.Tensor:
+        """The own keys or values these queries can see, of [P*M*G, L, D]."""
+        rows = self._part.kv_heads * self._part.width
+        chosen = slice(self._groups.start * rows, self._groups.stop * rows)
+        return x[chosen, : self._positions.stop]
+
+    def prefix_of(self, x: torch.Tensor) -> torch.Tensor:
+        """The prompts' keys or values of these groups, of [P*M, L, D]."""
+        heads = self._part.kv_heads
+        return x[self._groups.start * heads : self._groups.stop * heads]
+
+    def by_group(self, x: torch.Tensor) -> torch.Tensor:
+        """[P*M*G, R*L, ...] with all queries of a group together: [P*M, G*R*L, ...]."""
+        return x.view(x.shape[0] // self._part.width, -1, x.shape[-1])
+
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        """The part of scores or weights that concerns a row's own keys."""
+        return x[..., self._prompt_keys :]
+
+    def shared(self, x: torch.Tensor) -> torch.Tensor:
+        """The part of scores or weights that concerns the prompt's keys, by group."""
+        return self.by_group(x)[..., : self._prompt_keys]
+
+    def weights(self) -> torch.Tensor:
+        """Softmax of the scores of these queries on the keys they see."""
+        part, first, seen = self._part, self._positions.start, self._positions.stop
+        rows, queries, _ = self.q.shape
+        scores = self.q.new_empty(rows, queries, self._prompt_keys + seen)
+        causal = torch.ones(seen - first, seen, dtype=torch.bool, device=self.q.device)
+        torch.add(
+            torch.bmm(self.q, self.k.mT).unflatten(1, (-1, seen - first)),
+            mask_bias(causal.tril(first), self.q.dtype),
+            out=self.own(scores).unflatten(1, (-1, seen - first)),
+        )
+        if part.prefix is not None:
+            shared = self.shared(scores)
+            torch.bmm(self.by_group(self.q), self.prefix_of(part.prefix.k).mT, out=shared)
+            if part.prefix_bias is not None:
+                bias = part.prefix_bias[self._groups].repeat_interleave(part.kv_heads, 0)
+                shared.add_(bias)
+        return torch.softmax(scores, dim=-1)
+
+
+class Attend(torch.autograd.Function):
+    """`attend` with its gradient, for layers that autograd differentiates."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layout: PackedLayout,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.layout, ctx.scaling = layout, scaling
+        return attend(layout, q, k, v, scaling)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[Any, ...]:
+        q, k, v = ctx.saved_tensors
+        return None, *attend_backward(ctx.layout, q, k, v, ctx.scaling, grad_out), None

@@ -84,33 +84,33 @@ def _padded_tokens(groups: Sequence[PackedGroup]) -> int:
 def pack(
     groups: Sequence[PackedGroup], *, dtype: torch.dtype, device: torch.device | str
 ) -> TokenBatch:
-    """Lay groups flat: prompt once, completions beside it with positions continuing the prompt.
+    """Lay groups flat: every prompt once, then the completions, whose positions continue it.
 
     A completion's last token is a target but never an input, so it is not computed.
     """
-    ids: list[int] = []
-    positions: list[int] = []
+    ids = [i for group in groups for i in group.prompt_ids]
+    positions = [i for group in groups for i in range(len(group.prompt_ids))]
     predict: list[int] = []
     targets: list[int] = []
     row_of: list[int] = []
-    completion_lengths = []
+    prompt_end = 0
     for group in groups:
-        last_prompt = len(ids) + len(group.prompt_ids) - 1
-        ids += group.prompt_ids
-        positions += range(len(group.prompt_ids))
+        prompt_end += len(group.prompt_ids)
         for row, completion in zip(group.rows, group.completions, strict=True):
             inputs = completion[:-1]
             start = len(ids)
             ids += inputs
             positions += range(len(group.prompt_ids), len(group.prompt_ids) + len(inputs))
             if completion:
-                predict.append(last_prompt)
+                predict.append(prompt_end - 1)
                 predict += range(start, start + len(inputs))
                 targets += completion
                 row_of += [row] * len(completion)
-        completion_lengths.append([max(len(c) - 1, 0) for c in group.completions])
     layout = packed_layout(
-        [len(g.prompt_ids) for g in groups], completion_lengths, dtype=dtype, device=device
+        [len(g.prompt_ids) for g in groups],
+        [[max(len(c) - 1, 0) for c in g.completions] for g in groups],
+        dtype=dtype,
+        device=device,
     )
 
     def tensor(values: list[int]) -> torch.Tensor:

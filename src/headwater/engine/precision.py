@@ -21,26 +21,32 @@ def resolve_device(compute: Compute) -> torch.device:
     return torch.device("cuda" if available and compute.device != "cpu" else "cpu")
 
 
-def cpu_has_bf16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return False
-    text = info.read_text(encoding="utf-8", errors="replace")
-    return "avx512_bf16" in text or "amx_bf16" in text
+def cpu_has_fast_bf16(cpuinfo: str) -> bool:
+    """Whether a CPU with this /proc/cpuinfo multiplies bfloat16 matrices faster than float32.
+
+    AMX does, and so does AMD's AVX512-BF16. Intel's AVX512-BF16 without AMX does not: it takes
+    twice the time of float32 products (`docs/log.md`), whatever the flag promises.
+    """
+    amd = "AuthenticAMD" in cpuinfo
+    return "amx_bf16" in cpuinfo or (amd and "avx512_bf16" in cpuinfo)
 
 
 def resolve_dtype(compute: Compute, device: torch.device, hidden_size: int) -> torch.dtype:
-    """The compute format. `auto`: bfloat16 where the device multiplies it in hardware, float32
-    for models so small (hidden size below 256) that rounding costs more than it saves."""
+    """The compute format. `auto`: bfloat16 where the device multiplies it faster than float32;
+    float32 for models so small (hidden size below 256) that rounding costs more than it saves."""
     if compute.precision == "float32":
         return torch.float32
     if compute.precision == "bfloat16":
         return torch.bfloat16
     if hidden_size < 256:
         return torch.float32
-    fast = device.type == "cuda" or cpu_has_bf16_products()
+    fast = device.type == "cuda" or cpu_has_fast_bf16(_cpuinfo())
     return torch.bfloat16 if fast else torch.float32
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def set_threads(threads: int | None) -> int:

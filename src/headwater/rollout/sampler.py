@@ -7,6 +7,7 @@ that leave when they finish.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from headwater import seeding
-from headwater.engine.attention import DecodeLayout
-from headwater.engine.forward import head_weight, hidden_of_step
+from headwater.engine.decoder import decoder_of
+from headwater.engine.decoding import DecodeLayout
+from headwater.engine.forward import head_weight, hidden_states
 from headwater.engine.packing import pack_prompts
 from headwater.types import FinishReason, Rollout
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Finished rows are dropped from the batch once they are this share of it.
 _DROP_SHARE = 0.15
+#: Prompt tokens that are prefilled at once.
+_PREFILL_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,120 +70,192 @@ class InProcessSampler:
         self._max_rows = max_rows
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
-        """One tuple of rollouts per request; at most `max_rows` rows decode at once."""
-        done: list[tuple[Rollout, ...]] = []
-        batch: list[SampleRequest] = []
-        rows = 0
-        for request in requests:
-            if batch and rows + len(request.keys) > self._max_rows:
-                done += self._sample_batch(batch)
-                batch, rows = [], 0
-            batch.append(request)
-            rows += len(request.keys)
-        if batch:
-            done += self._sample_batch(batch)
-        return done
+        """One tuple of rollouts per request; at most `max_rows` rows decode at once.
 
-    def _sample_batch(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
+        Requests that do not fit wait, and take the places of rows that finish.
+        """
+        if not requests:
+            return []
         with torch.inference_mode():
-            ids_BT, logprobs_BT, lengths_B = self._decode(requests)
-        return _as_rollouts(requests, ids_BT, logprobs_BT, lengths_B, self._settings.end_ids)
+            decoding = _Decoding(self._model, self._settings, requests)
+            self._decode(decoding, deque(range(len(requests))))
+        return _as_rollouts(requests, decoding, self._settings.end_ids)
 
-    def _decode(
-        self, requests: Sequence[SampleRequest]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sampled ids [B, T], log-probabilities [B, T] and lengths [B] of all rows."""
-        settings, model = self._settings, self._model
-        device = next(model.parameters()).device
-        head = head_weight(model, settings.vocab_size)
+    def _decode(self, decoding: _Decoding, waiting: deque[int]) -> None:
+        while waiting or decoding.rows:
+            entering: list[int] = []
+            free = self._max_rows - decoding.rows
+            while waiting and (
+                decoding.width(waiting[0]) <= free or not (decoding.rows or entering)
+            ):
+                free -= decoding.width(waiting[0])
+                entering.append(waiting.popleft())
+            if entering:
+                decoding.admit(entering)
+            decoding.draw()
+            decoding.leave(at_once=self._max_rows // 8 if waiting else None)
+            if decoding.rows:
+                decoding.step()
+
+
+class _Decoding:
+    """The rows under way. Rows are numbered over all requests, in order."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: SamplerSettings,
+        requests: Sequence[SampleRequest],
+    ) -> None:
+        self._model, self._settings, self._requests = model, settings, requests
+        self._decoder = decoder_of(model, settings.vocab_size)
+        head = head_weight(model)
+        self._device, self._dtype = head.device, head.dtype
         keys = np.array([key for r in requests for key in r.keys], dtype=np.uint64)
-        group = torch.tensor(
-            [g for g, r in enumerate(requests) for _ in r.keys], dtype=torch.long, device=device
-        )
-        prompt_lengths = [len(r.prompt_ids) for r in requests]
-        ids, positions, layout, last = pack_prompts(
-            [r.prompt_ids for r in requests], dtype=head.dtype, device=device
-        )
-        body = model.get_decoder()
-        states = body(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
-        hidden = states.last_hidden_state[0].index_select(0, last).index_select(0, group)
+        limit, count = settings.max_new_tokens, keys.shape[0]
+        widths = [len(r.keys) for r in requests]
+        self._first_row = np.cumsum([0, *widths])
+        self._uniforms = torch.from_numpy(seeding.uniforms(keys, 0, limit)).to(self._device)
+        self._ends = torch.tensor(settings.end_ids, dtype=torch.long, device=self._device)
+        self.ids_NT = torch.zeros(count, limit, dtype=torch.long, device=self._device)
+        self.logprobs_NT = torch.zeros(count, limit, device=self._device)
+        self.lengths_N = torch.full((count,), limit, dtype=torch.long, device=self._device)
+        # of the rows in the batch: number, tokens drawn, position of the next, still alive
+        self._row = torch.zeros(0, dtype=torch.long, device=self._device)
+        self._drawn, self._position = self._row, self._row
+        self._alive = self._row.bool()
+        self._hidden = torch.zeros(0)
+        self._token = self._row
+        self._layout: DecodeLayout | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows in the batch, finished ones that have not left included."""
+        return int(self._row.shape[0])
+
+    def width(self, request: int) -> int:
+        """Rows of a request."""
+        return len(self._requests[request].keys)
+
+    def admit(self, entering: Sequence[int]) -> None:
+        """Prefill the prompts of these requests, once each, and let their rows in."""
+        chunk: list[int] = []
+        for request in entering:
+            longest = max(len(self._requests[r].prompt_ids) for r in [*chunk, request])
+            if chunk and longest * (len(chunk) + 1) > _PREFILL_TOKENS:
+                self._prefill(chunk)
+                chunk = []
+            chunk.append(request)
+        self._prefill(chunk)
+
+    def _prefill(self, chunk: Sequence[int]) -> None:
+        prompts = [self._requests[r].prompt_ids for r in chunk]
+        widths = torch.tensor([self.width(r) for r in chunk], device=self._device)
+        group = torch.arange(len(chunk), device=self._device).repeat_interleave(widths)
+        ids, positions, layout, last = pack_prompts(prompts, dtype=self._dtype, device=self._device)
+        states = hidden_states(self._model, ids, positions, layout)
+        hidden = states.index_select(0, last).index_select(0, group)
         assert layout.capture is not None
-        decode = DecodeLayout(layout.capture, prompt_lengths, group)
+        lengths = [len(p) for p in prompts]
+        joined = DecodeLayout(layout.capture, lengths, group)
+        rows = [torch.arange(int(self._first_row[r]), int(self._first_row[r + 1])) for r in chunk]
+        row = torch.cat(rows).to(self._device)
+        position = torch.tensor(lengths, device=self._device).index_select(0, group)
+        if self._layout is None or not self.rows:
+            self._layout, self._hidden = joined, hidden
+            self._row, self._position = row, position
+            self._drawn, self._alive = torch.zeros_like(row), torch.ones_like(row).bool()
+            return
+        self._layout.join(joined)
+        self._hidden = torch.cat((self._hidden, hidden))
+        self._row = torch.cat((self._row, row))
+        self._position = torch.cat((self._position, position))
+        self._drawn = torch.cat((self._drawn, torch.zeros_like(row)))
+        self._alive = torch.cat((self._alive, torch.ones_like(row).bool()))
 
-        rows, limit = keys.shape[0], settings.max_new_tokens
-        out_ids = torch.zeros(rows, limit, dtype=torch.long, device=device)
-        out_logprobs = torch.zeros(rows, limit, dtype=torch.float32, device=device)
-        lengths = torch.full((rows,), limit, dtype=torch.long, device=device)
-        uniforms = torch.from_numpy(seeding.uniforms(keys, 0, limit)).to(device)
-        ends = torch.tensor(settings.end_ids, dtype=torch.long, device=device)
-        position = torch.tensor(prompt_lengths, device=device).index_select(0, group)
-        row = torch.arange(rows, device=device)
-        active = torch.ones(rows, dtype=torch.bool, device=device)
-        for t in range(limit):
-            token, logprob = self._draw(hidden, head, uniforms[row, t], ends)
-            out_ids[row, t] = token
-            out_logprobs[row, t] = logprob
-            if not settings.forbid_end:
-                ended = active & torch.isin(token, ends)
-                lengths[row[ended]] = t + 1
-                active = active & ~ended
-                left = int(active.sum())
-                if left == 0:
-                    break
-                if left <= (1.0 - _DROP_SHARE) * row.shape[0]:
-                    kept = active.nonzero()[:, 0]
-                    decode.keep(kept)
-                    token, position, row = token[kept], position[kept], row[kept]
-                    active = active[kept]
-            if t + 1 == limit:
-                break
-            decode.begin_step()
-            hidden = hidden_of_step(model, token, position, decode)
-            decode.end_step()
-            position = position + 1
-        return out_ids.cpu().numpy(), out_logprobs.cpu().numpy(), lengths.cpu().numpy()
+    def draw(self) -> None:
+        """One token for every row, from the hidden states of the last step."""
+        uniforms = self._uniforms[self._row, self._drawn]
+        logits = self._decoder.logits(self._hidden)
+        self._token, logprobs = draw_tokens(logits, uniforms, self._settings, self._ends)
+        self.ids_NT[self._row, self._drawn] = self._token
+        self.logprobs_NT[self._row, self._drawn] = logprobs
+        self._drawn = self._drawn + 1
+        if not self._settings.forbid_end:
+            ended = self._alive & torch.isin(self._token, self._ends)
+            self.lengths_N[self._row[ended]] = self._drawn[ended]
+            self._alive = self._alive & ~ended
 
-    def _draw(
-        self, hidden_BH: torch.Tensor, head_VH: torch.Tensor, u_B: torch.Tensor, ends: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inverse-CDF draw: the first token whose cumulative probability exceeds u."""
-        logits = (hidden_BH @ head_VH.T).float()
-        if self._settings.temperature != 1.0:
-            logits = logits / self._settings.temperature
-        if self._settings.forbid_end:
-            logits[:, ends] = -torch.inf
-        logprobs = torch.log_softmax(logits, dim=-1)
-        cumulative = logprobs.exp().cumsum(-1)
-        total = cumulative[:, -1:]
-        below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
-        threshold = torch.minimum(u_B[:, None] * total, below)
-        token = torch.searchsorted(cumulative, threshold, right=True)
-        token = token.clamp_max(head_VH.shape[0] - 1)  # reached by logits that are not numbers only
-        return token[:, 0], logprobs.gather(-1, token)[:, 0]
+    def leave(self, at_once: int | None) -> None:
+        """Drop finished rows once they are many: a share of the batch, or `at_once` rows.
+
+        A row that has reached the limit never stays.
+        """
+        full = self._drawn == self._settings.max_new_tokens
+        self._alive = self._alive & ~full
+        left = int(self._alive.sum())
+        gone = self.rows - left
+        many = gone >= _DROP_SHARE * self.rows or (at_once is not None and gone >= at_once)
+        if gone and (many or bool(full.any())):
+            kept = self._alive.nonzero()[:, 0]
+            if left and self._layout is not None:
+                self._layout.keep(kept)
+            self._row, self._drawn = self._row[kept], self._drawn[kept]
+            self._position, self._token = self._position[kept], self._token[kept]
+            self._alive = self._alive[kept]
+
+    def step(self) -> None:
+        """Feed the drawn tokens; their hidden states are what is drawn from next."""
+        assert self._layout is not None
+        self._hidden = self._decoder.step(self._token, self._position, self._layout)
+        self._layout.advance()
+        self._position = self._position + 1
+
+
+def draw_tokens(
+    logits_BV: torch.Tensor,
+    uniforms_B: torch.Tensor,
+    settings: SamplerSettings,
+    ends: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse-CDF draw: the first token whose cumulative probability exceeds u.
+
+    logits_BV is overwritten. Returns tokens int64 [B] and their log-probabilities at the
+    sampling temperature, [B].
+    """
+    if settings.temperature != 1.0:
+        logits_BV.div_(settings.temperature)
+    if settings.forbid_end:
+        logits_BV[:, ends] = -torch.inf
+    logprobs = torch.log_softmax(logits_BV, dim=-1)
+    cumulative = torch.exp(logprobs, out=logits_BV).cumsum_(-1)
+    total = cumulative[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
+    threshold = torch.minimum(uniforms_B[:, None] * total, below)
+    token = torch.searchsorted(cumulative, threshold, right=True)
+    token = token.clamp_max(logprobs.shape[1] - 1)  # reached by logits that are not numbers only
+    return token[:, 0], logprobs.gather(-1, token)[:, 0]
 
 
 def _as_rollouts(
-    requests: Sequence[SampleRequest],
-    ids_BT: np.ndarray,
-    logprobs_BT: np.ndarray,
-    lengths_B: np.ndarray,
-    end_ids: Sequence[int],
+    requests: Sequence[SampleRequest], decoding: _Decoding, end_ids: Sequence[int]
 ) -> list[tuple[Rollout, ...]]:
+    ids_NT, logprobs_NT = decoding.ids_NT.cpu().numpy(), decoding.logprobs_NT.cpu().numpy()
+    lengths = decoding.lengths_N.tolist()
     groups, at = [], 0
     for request in requests:
         rollouts = []
-        for _ in request.keys:
-            length = int(lengths_B[at])
-            response = tuple(int(i) for i in ids_BT[at, :length])
+        for row in range(at, at + len(request.keys)):
+            response = tuple(ids_NT[row, : lengths[row]].tolist())
             stopped = bool(response) and response[-1] in end_ids
             rollouts.append(
                 Rollout(
                     prompt_ids=request.prompt_ids,
                     response_ids=response,
-                    sampler_logprobs=logprobs_BT[at, :length].copy(),
+                    sampler_logprobs=logprobs_NT[row, : lengths[row]].copy(),
                     finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
                 )
             )
-            at += 1
         groups.append(tuple(rollouts))
+        at += len(request.keys)
     return groups

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headwater.engine.attention import ATTENTION_NAME
-from headwater.engine.forward import head_weight, hidden_at_targets
+from headwater.engine.forward import head_weight, hidden_at_targets, load_engine_model
 from headwater.engine.packing import TokenBatch
-from headwater.losses.chunked_head import chunked_head_loss
+from headwater.losses.chunked_head import ChunkLoss, chunked_head_loss
 from headwater.losses.divergences import top_k_logprobs
-from headwater.models.loading import load_model
 from headwater.types import FullTargets, LossSums, TopKTargets
 
 if TYPE_CHECKING:
@@ -33,9 +31,7 @@ class FrozenModel:
         cls, path: Path, device: torch.device, dtype: torch.dtype, vocab_size: int
     ) -> FrozenModel:
         """Load a model folder for scoring."""
-        model = load_model(
-            path, dtype=dtype, device=str(device), attn_implementation=ATTENTION_NAME
-        )
+        model = load_engine_model(path, dtype, device)
         model.requires_grad_(False)
         return cls(model, vocab_size, sum(p.numel() for p in model.parameters()))
 
@@ -53,11 +49,13 @@ class FrozenModel:
         """The k most likely tokens at every target; logits exist a chunk at a time."""
         ids, logprobs = [], []
 
-        def collect(logits_CV: torch.Tensor, part: slice) -> LossSums:
+        def collect(
+            logits_CV: torch.Tensor, part: slice, wants_gradient: bool
+        ) -> tuple[LossSums, None]:
             found = top_k_logprobs(logits_CV, k)
             ids.append(found[0])
             logprobs.append(found[1])
-            return LossSums(logits_CV.new_zeros(()), 0.0)
+            return LossSums(logits_CV.new_zeros(()), 0.0), None
 
         self._chunks(batch, collect, temperature)
         return TopKTargets(torch.cat(ids), torch.cat(logprobs))
@@ -66,15 +64,17 @@ class FrozenModel:
         """Log-probabilities of the targets, float32 [T], nats."""
         found = []
 
-        def collect(logits_CV: torch.Tensor, part: slice) -> LossSums:
+        def collect(
+            logits_CV: torch.Tensor, part: slice, wants_gradient: bool
+        ) -> tuple[LossSums, None]:
             picked = logits_CV.gather(-1, batch.target_ids_T[part, None])[:, 0]
             found.append(picked - torch.logsumexp(logits_CV, dim=-1))
-            return LossSums(logits_CV.new_zeros(()), 0.0)
+            return LossSums(logits_CV.new_zeros(()), 0.0), None
 
         self._chunks(batch, collect, temperature)
         return torch.cat(found)
 
-    def _chunks(self, batch: TokenBatch, collect: object, temperature: float) -> None:
+    def _chunks(self, batch: TokenBatch, collect: ChunkLoss, temperature: float) -> None:
         with torch.no_grad():
             hidden = hidden_at_targets(self.model, batch)
-            chunked_head_loss(hidden, self.head_VH, collect, temperature=temperature)  # type: ignore[arg-type]
+            chunked_head_loss(hidden, self.head_VH, collect, temperature=temperature)

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import torch
 
 from headwater.config.stages import TrainingStage
-from headwater.engine.attention import ATTENTION_NAME
 from headwater.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from headwater.engine.forward import load_engine_model
 from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.engine.update import Updater
 from headwater.errors import BudgetExhausted
-from headwater.models.loading import load_model, load_tokenizer
+from headwater.models.loading import load_tokenizer
 from headwater.models.saving import save_model
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.stages.job import MetricsLog, StageContext, StageJob
@@ -52,12 +52,7 @@ class Learner:
         self.total_steps = total_steps
         self.device = resolve_device(job.compute)
         self.tokenizer = load_tokenizer(job.model_dir)
-        self.model = load_model(
-            job.model_dir,
-            dtype=torch.float32,
-            device=str(self.device),
-            attn_implementation=ATTENTION_NAME,
-        )
+        self.model = load_engine_model(job.model_dir, torch.float32, self.device)
         self.dtype = resolve_dtype(job.compute, self.device, int(self.model.config.hidden_size))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.vocab_size = usable_vocabulary(self.tokenizer)

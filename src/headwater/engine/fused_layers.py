@@ -1,0 +1,328 @@
+"""Decoder layers of the Llama family with a backward pass by hand.
+
+The library's layer makes some fifty tensors a pass and keeps most of them for autograd. Here a
+layer keeps what its gradient cannot do without (its input, queries, keys, values, what attention
+read, the middle of the layer, gate and up) and makes the rest again; everything else is done in
+place. The mathematics and the parameters are the library's: its module stays, only its `forward`
+is replaced, and layers of any other structure are left alone.
+
+T tokens; H hidden; D head dimension; others as in `headwater.types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from headwater.engine.attention import PackedLayout, attend, attend_backward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Layers whose structure is norm, attention, norm, gated SiLU, each with a residual around it.
+_KNOWN_LAYERS = frozenset(
+    {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParameters:
+    """Weights of one layer; biases and per-head norms where the family has them."""
+
+    norm: torch.Tensor
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    o: torch.Tensor
+    mlp_norm: torch.Tensor
+    gate: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+    q_bias: torch.Tensor | None = None
+    k_bias: torch.Tensor | None = None
+    v_bias: torch.Tensor | None = None
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+
+    def all(self) -> tuple[torch.Tensor | None, ...]:
+        """In the order of the fields."""
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Numbers of one layer that are not weights."""
+
+    head_dim: int
+    scaling: float
+    eps: float
+
+
+def parameters_of(layer: nn.Module) -> LayerParameters | None:
+    """The weights of a layer of known structure; None for any other, or with adapters on it."""
+    if type(layer).__name__ not in _KNOWN_LAYERS:
+        return None
+    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+    q, k, v, o = (attention.get_submodule(f"{name}_proj") for name in "qkvo")
+    gate, up, down = (mlp.get_submodule(f"{name}_proj") for name in ("gate", "up", "down"))
+    if any(type(linear) is not nn.Linear for linear in (q, k, v, o, gate, up, down)):
+        return None
+    if any(linear.bias is not None for linear in (o, gate, up, down)):
+        return None
+    if type(mlp.get_submodule("act_fn")).__name__ not in ("SiLU", "SiLUActivation"):
+        return None
+    return LayerParameters(
+        norm=_tensor(layer.get_submodule("input_layernorm").weight),
+        q=_tensor(q.weight),
+        k=_tensor(k.weight),
+        v=_tensor(v.weight),
+        o=_tensor(o.weight),
+        mlp_norm=_tensor(layer.get_submodule("post_attention_layernorm").weight),
+        gate=_tensor(gate.weight),
+        up=_tensor(up.weight),
+        down=_tensor(down.weight),
+        q_bias=_optional(q.bias),
+        k_bias=_optional(k.bias),
+        v_bias=_optional(v.bias),
+        q_norm=_head_norm(attention, "q_norm"),
+        k_norm=_head_norm(attention, "k_norm"),
+    )
+
+
+def _head_norm(attention: nn.Module, name: str) -> torch.Tensor | None:
+    return _tensor(attention.get_submodule(name).weight) if hasattr(attention, name) else None
+
+
+def _tensor(found: Any) -> torch.Tensor:
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def _optional(found: Any) -> torch.Tensor | None:
+    return None if found is None else _tensor(found)
+
+
+def shape_of(layer: nn.Module) -> LayerShape:
+    """Head dimension, scale of the scores and epsilon of the norms of a known layer."""
+    attention: Any = layer.get_submodule("self_attn")
+    norm: Any = layer.get_submodule("input_layernorm")
+    return LayerShape(
+        head_dim=int(attention.head_dim),
+        scaling=float(attention.scaling),
+        eps=float(norm.variance_epsilon),
+    )
+
+
+def fuse_layers(model: PreTrainedModel) -> int:
+    """Replace the forward of every decoder layer of known structure; returns how many.
+
+    Called without a `layout` (outside the engine) a layer computes as the library wrote it.
+    """
+    count = 0
+    for layer in model.get_decoder().layers:
+        if parameters_of(layer) is not None:
+            layer.forward = _forward_of(layer, layer.forward)
+            count += 1
+    return count
+
+
+def _forward_of(layer: nn.Module, original: Callable[..., Any]) -> Callable[..., torch.Tensor]:
+    shape = shape_of(layer)
+
+    def forward(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        weights, layout = parameters_of(layer), kwargs.get("layout")
+        if weights is None or not isinstance(layout, PackedLayout):
+            result: torch.Tensor = original(hidden_states, **kwargs)
+            return result
+        cos, sin = (half_table(table, shape.head_dim) for table in kwargs["position_embeddings"])
+        flat = hidden_states[0]
+        if torch.is_grad_enabled():
+            out = _Layer.apply(flat, (cos, sin), layout, shape, *weights.all())
+        else:
+            out = _compute(flat, (cos, sin), layout, shape, weights).out
+        return out[None]
+
+    return forward
+
+
+def half_table(table: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Rotary cosines or sines [1, T, D], whose halves are equal, as [T, 1, D/2]."""
+    if table.shape[-1] != head_dim:
+        raise ValueError(f"rotary tables of {table.shape[-1]} for heads of {head_dim}")
+    return table[0, :, None, : head_dim // 2]
+
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A forward pass: the result and what the backward pass reads."""
+
+    out: torch.Tensor  # [T, H]
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rotated, as attention saw them
+    raw: tuple[torch.Tensor, torch.Tensor] | None  # queries and keys before their norms
+    read: torch.Tensor  # [T, heads * D]
+    middle: torch.Tensor  # [T, H], after attention's residual
+    gate: torch.Tensor
+    up: torch.Tensor
+
+
+def project_qkv(
+    x: torch.Tensor, rotary: Rotary, shape: LayerShape, weights: LayerParameters
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rotated q [T, heads, D] and k, v [T, M, D] of a layer's input, and raw q and k."""
+    normed = rms_norm(x, weights.norm, shape.eps)
+    raw_q, raw_k, v = (
+        functional.linear(normed, weight, bias).view(x.shape[0], -1, shape.head_dim)
+        for weight, bias in (
+            (weights.q, weights.q_bias),
+            (weights.k, weights.k_bias),
+            (weights.v, weights.v_bias),
+        )
+    )
+    q = raw_q if weights.q_norm is None else rms_norm(raw_q, weights.q_norm, shape.eps)
+    k = raw_k if weights.k_norm is None else rms_norm(raw_k, weights.k_norm, shape.eps)
+    return rotate(q, rotary), rotate(k, rotary), v, raw_q, raw_k
+
+
+def _compute(
+    x: torch.Tensor,
+    rotary: Rotary,
+    layout: PackedLayout,
+    shape: LayerShape,
+    weights: LayerParameters,
+) -> _Computed:
+    q, k, v, raw_q, raw_k = project_qkv(x, rotary, shape, weights)
+    read = attend(layout, q, k, v, shape.scaling).flatten(1)
+    middle = torch.addmm(x, read, weights.o.t())
+    normed = rms_norm(middle, weights.mlp_norm, shape.eps)
+    gate = functional.linear(normed, weights.gate)
+    up = functional.linear(normed, weights.up)
+    out = torch.addmm(middle, functional.silu(gate).mul_(up), weights.down.t())
+    raw = None if weights.q_norm is None else (raw_q, raw_k)
+    return _Computed(out, (q, k, v), raw, read, middle, gate, up)
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        rotary: Rotary,
+        layout: PackedLayout,
+        shape: LayerShape,
+        *weights: torch.Tensor | None,
+    ) -> torch.Tensor:
+        done = _compute(x, rotary, layout, shape, LayerParameters(*weights))  # type: ignore[arg-type]
+        ctx.rotary, ctx.layout, ctx.shape = rotary, layout, shape
+        ctx.has_raw = done.raw is not None
+        kept = (x, *done.qkv, done.read, done.middle, done.gate, done.up, *(done.raw or ()))
+        ctx.save_for_backward(*kept, *weights)
+        ctx.kept = len(kept)
+        return done.out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[Any, ...]:
+        kept, weights = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
+        w, eps = LayerParameters(*weights), ctx.shape.eps
+        x, q, k, v, read, middle, gate, up, *raw = kept
+        grads: dict[str, torch.Tensor] = {}
+        normed = rms_norm(middle, w.mlp_norm, eps)
+        grad_normed = _mlp_backward(grad_out, normed, gate, up, w, grads)
+        grad_middle, grads["mlp_norm"] = rms_norm_backward(grad_normed, middle, w.mlp_norm, eps)
+        grad_middle.add_(grad_out)
+        grads["o"] = grad_middle.t() @ read
+        grad_read = (grad_middle @ w.o).view(q.shape)
+        grad_q, grad_k, grad_v = attend_backward(ctx.layout, q, k, v, ctx.shape.scaling, grad_read)
+        cos, sin = ctx.rotary
+        grad_q, grad_k = rotate(grad_q, (cos, -sin)), rotate(grad_k, (cos, -sin))
+        if w.q_norm is not None and w.k_norm is not None:
+            grad_q, grads["q_norm"] = rms_norm_backward(grad_q, raw[0], w.q_norm, eps)
+            grad_k, grads["k_norm"] = rms_norm_backward(grad_k, raw[1], w.k_norm, eps)
+        normed = rms_norm(x, w.norm, eps)
+        grad_normed = _qkv_backward((grad_q, grad_k, grad_v), normed, w, grads)
+        grad_x, grads["norm"] = rms_norm_backward(grad_normed, x, w.norm, eps)
+        grad_x.add_(grad_middle)
+        return grad_x, None, None, None, *(grads.get(name) for name in LayerParameters.__slots__)
+
+
+def _mlp_backward(
+    grad_out: torch.Tensor,
+    normed: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    w: LayerParameters,
+    grads: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """Gradient of the MLP's normed input; fills those of gate, up and down."""
+    activated = functional.silu(gate)
+    grads["down"] = grad_out.t() @ (activated * up)
+    grad_product = grad_out @ w.down
+    grad_gate = torch.ops.aten.silu_backward(grad_product * up, gate)
+    grad_up = grad_product.mul_(activated)
+    grads["gate"], grads["up"] = grad_gate.t() @ normed, grad_up.t() @ normed
+    return (grad_gate @ w.gate).addmm_(grad_up, w.up)
+
+
+def _qkv_backward(
+    grad_qkv: Sequence[torch.Tensor],
+    normed: torch.Tensor,
+    w: LayerParameters,
+    grads: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """Gradient of attention's normed input; fills those of q, k, v and their biases."""
+    total: torch.Tensor | None = None
+    projections = (("q", w.q, w.q_bias), ("k", w.k, w.k_bias), ("v", w.v, w.v_bias))
+    for (name, weight, bias), grad in zip(projections, grad_qkv, strict=True):
+        flat = grad.flatten(1)
+        grads[name] = flat.t() @ normed
+        if bias is not None:
+            grads[f"{name}_bias"] = flat.sum(0)
+        total = flat @ weight if total is None else total.addmm_(flat, weight)
+    assert total is not None
+    return total
+
+
+# --- the small parts, also used while decoding ----------------------------------------------------
+
+
+def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / root mean square over the last axis, [..., 1], at least float32."""
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x over its root mean square, times `weight`; x [..., H], computed in at least float32."""
+    return (x * _inverse_rms(x, eps)).mul_(weight).to(x.dtype)
+
+
+def rms_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of x and weight, given that of `rms_norm`'s result."""
+    inverse = _inverse_rms(x, eps)
+    unit = x * inverse
+    grad_weight = (grad * unit).flatten(0, -2).sum(0).to(weight.dtype)
+    scaled = torch.mul(grad, weight) if grad.dtype == unit.dtype else grad.to(unit.dtype) * weight
+    along = torch.linalg.vecdot(scaled, unit)[..., None].div_(x.shape[-1])
+    grad_x = scaled.addcmul_(unit, along, value=-1.0).mul_(inverse)
+    return grad_x.to(x.dtype), grad_weight
+
+
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Rotary positions: x [T, heads, D]; the two halves of D turn against each other."""
+    cos, sin = rotary
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = torch.empty_like(x)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1.0)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
+    return out

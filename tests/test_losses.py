@@ -172,6 +172,20 @@ def test_sampled_token_policy_gradient(cap: float | None) -> None:
         assert sums.metrics["importance_capped_share"] == (1.0, float(T))
 
 
+def test_sampler_gap_is_taken_at_the_temperature_of_the_sampler() -> None:
+    logits, teacher = _logits(5), _logits(6)
+    for targets in (SampledTargets(_picked(teacher)), _full(teacher)):
+        loss = distillation_loss(
+            TARGETS,
+            WEIGHTS,
+            targets,
+            forward_weight=0.0,
+            sampler_logprobs_T=_picked(logits, 0.5) + torch.tensor([0.3, -0.3, 0.0, 0.1, 0.0, 0.0]),
+            sampler_temperature=0.5,
+        )
+        assert _run(loss, logits)[0].metrics["sampler_gap"][0] == pytest.approx(0.7)
+
+
 def test_sampled_token_gradient_is_the_reverse_kl_gradient_in_expectation() -> None:
     logits, teacher = _logits(7)[:1], _logits(8)[:1]
     leaf = logits.clone().requires_grad_(True)
@@ -515,3 +529,95 @@ def test_forward_kl_counts_nothing_where_the_teacher_has_no_mass() -> None:
         if finite:
             p, q = torch.softmax(student, -1), torch.softmax(teacher, -1)
             torch.testing.assert_close(kl.grad_CV, WEIGHTS[:, None] * (p - q))
+
+
+# --- impossible tokens --------------------------------------------------------------------------
+
+
+def _without(logits: torch.Tensor, *tokens: int) -> torch.Tensor:
+    """Logits of -inf at the tokens, in every other row."""
+    impossible = logits.clone()
+    impossible[::2, list(tokens)] = -torch.inf
+    return impossible
+
+
+def _entropy(logits: torch.Tensor) -> float:
+    return sum(reference.entropy(reference.log_softmax(row)) for row in logits.tolist())
+
+
+def _full_kl(teacher: torch.Tensor, forward_weight: float) -> ChunkLoss:
+    """full_kl_ as a chunk loss: a matmul with a head would make NaN of -inf."""
+
+    def loss(
+        logits_TV: torch.Tensor, part: slice, wants_gradient: bool
+    ) -> tuple[LossSums, torch.Tensor | None]:
+        found, teacher_entropy = divergences.full_kl_(
+            teacher.clone(), logits_TV, WEIGHTS, forward_weight, wants_gradient
+        )
+        entropies = {"entropy": found.entropy_C, "teacher_entropy": teacher_entropy}
+        metrics = {name: (float(x.sum()), float(T)) for name, x in entropies.items()}
+        value = (WEIGHTS * found.kl_C).sum()
+        return LossSums(value, float(WEIGHTS.sum()), metrics), found.grad_CV
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("forward_weight", "student_lacks", "teacher_lacks"),
+    [(1.0, (2,), (2, 4)), (0.0, (2, 4), (2,)), (0.3, (2, 4), (2, 4))],
+)
+def test_full_kl_of_distributions_that_lack_tokens(
+    forward_weight: float, student_lacks: tuple[int, ...], teacher_lacks: tuple[int, ...]
+) -> None:
+    logits, teacher = _without(_logits(1), *student_lacks), _without(_logits(2), *teacher_lacks)
+    weights = WEIGHTS.tolist()
+    sums = _check(
+        _full_kl(teacher, forward_weight),
+        logits,
+        lambda rows: reference.distillation(rows, teacher.tolist(), weights, forward_weight, 1.0),
+    )
+    assert sums.metrics["entropy"][0] == pytest.approx(_entropy(logits))
+    assert sums.metrics["teacher_entropy"][0] == pytest.approx(_entropy(teacher))
+
+
+def test_forward_kl_to_a_student_that_lacks_a_token_is_infinite_with_a_gradient() -> None:
+    student, teacher = _without(_logits(1), 4), _logits(2)
+    sums, grad = _run(_full_kl(teacher, 1.0), student)
+    assert sums.loss_sum.item() == math.inf
+    p, q = torch.softmax(student, -1), torch.softmax(teacher, -1)
+    torch.testing.assert_close(grad, WEIGHTS[:, None] * (p - q))
+
+
+@pytest.mark.parametrize(
+    ("forward_weight", "lacks"),
+    [(0.0, (1, 2)), (0.0, tuple(range(3, V))), (1.0, (3,)), (0.3, (7, 8))],
+    ids=["kept", "all the rest", "of the rest", "mixed"],
+)
+def test_top_k_kl_of_a_student_that_lacks_tokens(
+    forward_weight: float, lacks: tuple[int, ...]
+) -> None:
+    """The tokens kept are 0, 1 and 2."""
+    logits, teacher = _without(_logits(3), *lacks), _logits(4)
+    ids = torch.arange(3).expand(T, 3)
+    targets = TopKTargets(ids, torch.log_softmax(teacher, -1)[:, :3])
+    weights = WEIGHTS.tolist()
+    sums = _check(
+        distillation_loss(TARGETS, WEIGHTS, targets, forward_weight=forward_weight),
+        logits,
+        lambda rows: reference.top_k_distillation(
+            rows, teacher.tolist(), ids.tolist(), weights, forward_weight
+        ),
+    )
+    assert sums.metrics["entropy"][0] == pytest.approx(_entropy(logits))
+
+
+def test_losses_of_targets_with_impossible_tokens_beside_them() -> None:
+    logits, weights = _without(_logits(9), 2, 4), WEIGHTS.tolist()
+    _check(
+        cross_entropy(TARGETS, WEIGHTS),
+        logits,
+        lambda rows: reference.cross_entropy(rows, TARGETS.tolist(), weights),
+    )
+    loss, expected = _policy(logits, MOVED)
+    sums = _check(loss, logits, expected)
+    assert sums.metrics["entropy"][0] == pytest.approx(_entropy(logits))

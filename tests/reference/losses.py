@@ -21,12 +21,18 @@ def log_softmax(logits: Row, temperature: float = 1.0) -> list[float]:
 
 
 def kl(p: Row, q: Row) -> float:
-    """KL(p || q) of log-probabilities."""
-    return sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
+    """KL(p || q) of log-probabilities; outcomes without mass under p count nothing."""
+    return sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True) if a > -math.inf)
+
+
+def mixed_kl(teacher: Row, student: Row, forward_weight: float) -> float:
+    """forward_weight * KL(teacher || student) + (1 - forward_weight) * KL(student || teacher)."""
+    parts = ((forward_weight, teacher, student), (1 - forward_weight, student, teacher))
+    return sum(weight * kl(p, q) for weight, p, q in parts if weight)  # 0 * infinity is no part
 
 
 def entropy(logprobs: Row) -> float:
-    return -sum(math.exp(x) * x for x in logprobs)
+    return -sum(math.exp(x) * x for x in logprobs if x > -math.inf)
 
 
 def cross_entropy(logits: Rows, targets: Sequence[int], weights: Row) -> float:
@@ -39,12 +45,10 @@ def cross_entropy(logits: Rows, targets: Sequence[int], weights: Row) -> float:
 def distillation(
     logits: Rows, teacher_logits: Rows, weights: Row, forward_weight: float, temperature: float
 ) -> float:
-    """forward_weight * KL(teacher || student) + (1 - forward_weight) * KL(student || teacher)."""
     total = 0.0
     for row, theirs, weight in zip(logits, teacher_logits, weights, strict=True):
         student, teacher = log_softmax(row), log_softmax(theirs, temperature)
-        forward, reverse = kl(teacher, student), kl(student, teacher)
-        total += weight * (forward_weight * forward + (1 - forward_weight) * reverse)
+        total += weight * mixed_kl(teacher, student, forward_weight)
     return total
 
 
@@ -52,7 +56,7 @@ def bucketed(logprobs: Row, ids: Sequence[int]) -> list[float]:
     """Log-probabilities of `ids`, then of everything else together."""
     kept = [logprobs[i] for i in ids]
     rest = sum(math.exp(x) for i, x in enumerate(logprobs) if i not in ids)
-    return [*kept, math.log(rest)]
+    return [*kept, math.log(rest) if rest > 0 else -math.inf]
 
 
 def top_k_distillation(
@@ -66,8 +70,7 @@ def top_k_distillation(
     for row, theirs, kept, weight in zip(logits, teacher_logits, ids, weights, strict=True):
         student = bucketed(log_softmax(row), kept)
         teacher = bucketed(log_softmax(theirs), kept)
-        forward, reverse = kl(teacher, student), kl(student, teacher)
-        total += weight * (forward_weight * forward + (1 - forward_weight) * reverse)
+        total += weight * mixed_kl(teacher, student, forward_weight)
     return total
 
 

@@ -96,7 +96,7 @@ class _ChunkedHead(torch.autograd.Function):
                 torch.mm(grad_CV, head_VH, out=grad_hidden[part])
             if grad_head is not None:
                 grad_head.add(grad_CV, hidden_TH[part])
-            del grad_CV  # it may be a teacher's memory, which the next chunk's is to follow
+            del grad_CV  # perhaps a teacher's memory: free before the next chunk's is made
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.total_VH)
         ctx.head_dtype, ctx.temperature = head_VH.dtype, temperature
         return total

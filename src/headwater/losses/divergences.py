@@ -217,9 +217,10 @@ def top_k_kl_(
     buckets = student_CV.gather(-1, ids_CK)
     has_rest = ids_CK.shape[1] < student_CV.shape[1]
     if has_rest:
-        least = torch.finfo(student_CV.dtype).min  # -inf is NaN where the rest is impossible too
+        least = torch.finfo(student_CV.dtype).min  # a row of -inf, an impossible rest, gives NaN
         rest, rest_entropy = softmax_with_entropy_(student_CV.scatter_(-1, ids_CK, least))
-        buckets = torch.cat((buckets, rest.total_C[:, None]), dim=-1)
+        rest_C = rest.total_C.masked_fill(rest.shift_C == least, -torch.inf)
+        buckets = torch.cat((buckets, rest_C[:, None]), dim=-1)
     logprobs = torch.log_softmax(buckets, dim=-1)
     p = logprobs.exp()
     shift_C = buckets.amax(-1)

@@ -167,3 +167,22 @@ def test_a_draw_at_the_very_end_takes_no_impossible_token() -> None:
     token, logprob = draw_tokens(logits, uniforms, settings, torch.tensor([2]))
     assert token.tolist() == [1, 0]
     torch.testing.assert_close(logprob, expected[token])
+
+
+@pytest.mark.parametrize("vocab", [5, 512, 700, 1024, 49_152])
+def test_a_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = 3 * torch.randn(64, vocab, generator=generator)
+    logits[:, 1::3] = -torch.inf
+    logits[:, 0] = -torch.inf
+    uniforms = torch.rand(64, generator=generator)
+    uniforms[:2] = torch.tensor([0.0, 1.0])
+    expected = torch.log_softmax(logits.double() / 0.7, -1)
+    settings = SamplerSettings(0.7, 1, end_ids=(), vocab_size=vocab)
+    token, logprob = draw_tokens(logits.clone(), uniforms, settings, torch.tensor([]).long())
+    picked = expected.gather(1, token[:, None])[:, 0]
+    assert bool(torch.isfinite(picked).all())
+    torch.testing.assert_close(logprob.double(), picked, rtol=1e-5, atol=1e-5)
+    upto = expected.exp().cumsum(-1).gather(1, token[:, None])[:, 0]
+    assert bool((upto >= uniforms - 1e-5).all())
+    assert bool((upto - picked.exp() <= uniforms + 1e-5).all())

@@ -6,22 +6,20 @@ they cannot be older than the model, and cost about what one step of decoding do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn import functional
 
+from headwater.engine.attention import PromptCache
 from headwater.engine.decoding import DecodeLayout
 from headwater.engine.forward import head_weight, hidden_states
 from headwater.engine.fused_layers import (
     LayerParameters,
     LayerShape,
-    Rotary,
-    half_table,
     parameters_of,
     rms_norm,
-    rotate,
     shape_of,
 )
 
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 class PackedLinear:
     """x @ weight.T (+ bias), the weight laid out for the CPU's matrix kernels where there are any.
 
-    weights [out_i, in] are put one under the other.
+    weights [out_i, in] are put one under the other. What follows a product can be part of it.
     """
 
     def __init__(
@@ -48,12 +46,32 @@ class PackedLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in] to [B, out]."""
-        if not self._packs:
-            return functional.linear(x, self._weight, self._bias)
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, "none", [], ""
-        )
-        return found
+        if self._packs:
+            return _pointwise(x, self._weight, self._bias, "none", [], "")
+        return functional.linear(x, self._weight, self._bias)
+
+    def silu(self, x: torch.Tensor) -> torch.Tensor:
+        """SiLU of the product."""
+        if self._packs:
+            return _pointwise(x, self._weight, self._bias, "swish", [], "")
+        return functional.silu(self(x), inplace=True)
+
+    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The product times `other` [B, out]."""
+        if self._packs:
+            return _pointwise_with(x, other, self._weight, self._bias, "mul")
+        return self(x).mul_(other)
+
+    def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The product plus `other` [B, out]."""
+        if self._packs:
+            return _pointwise_with(x, other, self._weight, self._bias, "add")
+        return self(x).add_(other)
+
+
+# The overloads themselves: to have torch choose one at every call costs as much as a small op.
+_pointwise: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.default
+_pointwise_with: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.binary
 
 
 def _packs(weight: torch.Tensor) -> bool:
@@ -68,6 +86,12 @@ def _packs(weight: torch.Tensor) -> bool:
 
 class Decoder(Protocol):
     """What the sampler needs of a model, a step at a time."""
+
+    def layout(
+        self, prompts: PromptCache, lengths: Sequence[int], group_of_rows: torch.Tensor
+    ) -> DecodeLayout:
+        """Rows about to decode behind these prompts."""
+        ...
 
     def step(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, layout: DecodeLayout
@@ -123,6 +147,11 @@ class RecordedSteps:
         self._recorded: tuple[DecodeLayout, int] | None = None
         self._replay: Callable[[], torch.Tensor] | None = None
 
+    def layout(
+        self, prompts: PromptCache, lengths: Sequence[int], group_of_rows: torch.Tensor
+    ) -> DecodeLayout:
+        return self._decoder.layout(prompts, lengths, group_of_rows)
+
     def step(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, layout: DecodeLayout
     ) -> torch.Tensor:
@@ -151,6 +180,11 @@ class _LibraryDecoder:
         self._model = model
         self._head = PackedLinear(head_weight(model, vocab_size))
 
+    def layout(
+        self, prompts: PromptCache, lengths: Sequence[int], group_of_rows: torch.Tensor
+    ) -> DecodeLayout:
+        return DecodeLayout(prompts, lengths, group_of_rows)
+
     def step(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, layout: DecodeLayout
     ) -> torch.Tensor:
@@ -165,34 +199,69 @@ class _LibraryDecoder:
 
 
 class _PackedLayer:
-    """One known layer: queries, keys and values in one product, gate and up in another."""
+    """One known layer: queries, keys and values in one product.
+
+    Queries and keys have the two halves of a head interleaved, so that a position's rotation is
+    one product of complex numbers. Scores do not depend on the order within a head.
+    """
 
     def __init__(self, weights: LayerParameters, shape: LayerShape) -> None:
-        self._weights, self._shape = weights, shape
-        self._kv_width = weights.k.shape[0]
-        biases = (weights.q_bias, weights.k_bias, weights.v_bias)
-        self._qkv = PackedLinear(weights.q, weights.k, weights.v, biases=biases)
+        self._shape = shape
+        self._norm, self._mlp_norm = _widened(weights.norm), _widened(weights.mlp_norm)
+        self._rotated_heads = (weights.q.shape[0] + weights.k.shape[0]) // shape.head_dim
+        dim = shape.head_dim
+        biases = [weights.q_bias, weights.k_bias, weights.v_bias]
+        self._qkv = PackedLinear(
+            _interleaved_rows(weights.q, dim),
+            _interleaved_rows(weights.k, dim),
+            weights.v,
+            biases=(
+                *(b if b is None else _interleaved_rows(b, dim) for b in biases[:2]),
+                biases[2],
+            ),
+        )
         self._o = PackedLinear(weights.o)
-        self._gate_up = PackedLinear(weights.gate, weights.up)
+        self._gate, self._up = PackedLinear(weights.gate), PackedLinear(weights.up)
         self._down = PackedLinear(weights.down)
+        self._head_norms = _head_norms(weights, dim)
 
     def __call__(
-        self, x: torch.Tensor, rotary: Rotary, index: int, layout: DecodeLayout
+        self, x: torch.Tensor, cis_BXd: torch.Tensor, index: int, layout: DecodeLayout
     ) -> torch.Tensor:
-        w, shape = self._weights, self._shape
-        qkv = self._qkv(rms_norm(x, w.norm, shape.eps)).view(x.shape[0], -1, shape.head_dim)
-        kv_heads = self._kv_width // shape.head_dim
-        if w.q_norm is None or w.k_norm is None:
-            rotated = rotate(qkv[:, :-kv_heads], rotary)
-            q, k = rotated[:, :-kv_heads], rotated[:, -kv_heads:]
-        else:
-            q = rotate(rms_norm(qkv[:, : -2 * kv_heads], w.q_norm, shape.eps), rotary)
-            raw_k = qkv[:, -2 * kv_heads : -kv_heads]
-            k = rotate(rms_norm(raw_k, w.k_norm, shape.eps), rotary)
-        read = layout.attend(index, q, k, qkv[:, -kv_heads:], shape.scaling)
-        middle = self._o(read).add_(x)
-        gate, up = self._gate_up(rms_norm(middle, w.mlp_norm, shape.eps)).chunk(2, dim=-1)
-        return self._down(functional.silu(gate).mul_(up)).add_(middle)
+        rows, eps, dim = x.shape[0], self._shape.eps, self._shape.head_dim
+        normed = rms_norm(x, self._norm, eps)
+        qkv = self._qkv(normed).view(rows, -1, dim // 2, 2)
+        wide = _widened(qkv)
+        if self._head_norms is not None:
+            heads = wide[:, : self._rotated_heads].flatten(2)
+            scale = heads.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+            heads.mul_(scale).mul_(self._head_norms)
+        torch.view_as_complex(wide).mul_(cis_BXd)
+        read = layout.attend(index, wide.to(x.dtype).flatten(2))
+        middle = self._o.plus(read, x)
+        normed = rms_norm(middle, self._mlp_norm, eps)
+        return self._down.plus(self._up.times(normed, self._gate.silu(normed)), middle)
+
+
+def _interleaved(x: torch.Tensor) -> torch.Tensor:
+    """[..., D]: the two halves of the last axis by turns."""
+    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+def _interleaved_rows(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Weight [heads * D, in] or bias [heads * D] whose outputs have their halves by turns."""
+    heads = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
+    return heads.transpose(1, 2).reshape(weight.shape)
+
+
+def _head_norms(weights: LayerParameters, head_dim: int) -> torch.Tensor | None:
+    """Norm weights of every query and key head, interleaved: float32 or better [heads, D]."""
+    if weights.q_norm is None or weights.k_norm is None:
+        return None
+    pairs = ((weights.q_norm, weights.q), (weights.k_norm, weights.k))
+    rows = [_interleaved(norm).expand(w.shape[0] // head_dim, -1) for norm, w in pairs]
+    found = torch.cat(rows)
+    return _widened(found)
 
 
 class _PackedDecoder:
@@ -205,13 +274,22 @@ class _PackedDecoder:
         self._embedding = body.embed_tokens.weight
         self.device = self._embedding.device
         self._rotary = body.rotary_emb
+        self._shape = shape_of(body.layers[0])
+        self._query_heads, self._kv_heads = (
+            weight.shape[0] // self._shape.head_dim for weight in (layers[0].q, layers[0].k)
+        )
         self._layers = [
             _PackedLayer(weights, shape_of(layer))
             for weights, layer in zip(layers, body.layers, strict=True)
         ]
-        self._norm, self._eps = body.norm.weight, float(body.norm.variance_epsilon)
+        self._norm, self._eps = _widened(body.norm.weight), float(body.norm.variance_epsilon)
         self._head = PackedLinear(head_weight(model, vocab_size))
-        self._head_dim = shape_of(body.layers[0]).head_dim
+
+    def layout(
+        self, prompts: PromptCache, lengths: Sequence[int], group_of_rows: torch.Tensor
+    ) -> DecodeLayout:
+        keys = [_interleaved(k) for k in prompts.keys]
+        return DecodeLayout(PromptCache(keys, prompts.values), lengths, group_of_rows)
 
     def step(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, layout: DecodeLayout
@@ -219,16 +297,29 @@ class _PackedDecoder:
         layout.prepare()
         layout.begin()
         x = functional.embedding(ids_B, self._embedding)
-        tables = self._rotary(x[None], positions_B[None])
-        cos, sin = (half_table(table, self._head_dim) for table in tables)
+        cis_BXd = self._rotations(x, positions_B)
         for index, layer in enumerate(self._layers):
-            x = layer(x, (cos, sin), index, layout)
+            x = layer(x, cis_BXd, index, layout)
         layout.end()
         return rms_norm(x, self._norm, self._eps)
 
     def logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
         return _widened(self._head(hidden_BH))
 
+    def _rotations(self, x: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
+        """What every head's pairs are multiplied with, complex [B, heads + 2M, D/2].
 
-def _widened(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        Queries are scaled on the way; values stay as they are.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        tables = self._rotary(x[None], positions_B[None])
+        half = self._shape.head_dim // 2
+        cos, sin = (table[0, :, None, :half].to(wide) for table in tables)
+        cis = torch.complex(cos, sin)
+        values = torch.ones_like(cis).expand(-1, self._kv_heads, -1)
+        queries = (cis * self._shape.scaling).expand(-1, self._query_heads, -1)
+        return torch.cat((queries, cis.expand(-1, self._kv_heads, -1), values), dim=1)
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

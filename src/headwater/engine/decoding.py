@@ -1,12 +1,14 @@
 """Keys and values while decoding: prompts shared by their rows, own tokens written in place.
 
 Heads come first, [M, B, ...]: the rows of a prompt then lie together, and what they share is a
-view. B rows in the batch; W rows of a prompt; others as in `headwater.engine.attention`.
+view. B rows in the batch; W rows of a prompt; C room for own tokens; others as in
+`headwater.engine.attention`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +17,28 @@ from headwater.engine.attention import PromptCache, mask_bias
 #: The cache grows by this many tokens, or by an eighth of itself once that is more. On a GPU
 #: every growth costs a new recording of the step.
 _BLOCK_TOKENS = {"cpu": 32, "cuda": 128}
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerViews:
+    """One layer's cache as its products read it; made once, for a view costs what an op does."""
+
+    slots: torch.Tensor  # [2M, B, C, D], keys then values
+    keys: torch.Tensor  # [M*B, D, C]
+    values: torch.Tensor  # [M*B, C, D]
+    prompt_keys: torch.Tensor  # [M*P, D, L]
+    prompt_values: torch.Tensor  # [M*P, L, D]
+
+    @classmethod
+    def of(cls, own: torch.Tensor, prompt: torch.Tensor) -> _LayerViews:
+        """Views of a layer's own [2, M, B, C, D] and prompt [2, M, P, L, D] cache."""
+        return cls(
+            own.flatten(0, 1),
+            own[0].flatten(0, 1).mT,
+            own[1].flatten(0, 1),
+            prompt[0].flatten(0, 1).mT,
+            prompt[1].flatten(0, 1),
+        )
 
 
 class DecodeLayout:
@@ -30,10 +54,14 @@ class DecodeLayout:
     def __init__(
         self, prompts: PromptCache, prompt_lengths: Sequence[int], group_of_rows: torch.Tensor
     ) -> None:
-        self._prompt_keys = [k.transpose(0, 1).contiguous() for k in prompts.keys]  # [M, P, L, D]
-        self._prompt_values = [v.transpose(0, 1).contiguous() for v in prompts.values]
-        first = self._prompt_keys[0]
+        # keys and values in one tensor a layer: [2, M, P, L, D]
+        self._prompt = [
+            torch.stack((k, v)).transpose(1, 2).contiguous()
+            for k, v in zip(prompts.keys, prompts.values, strict=True)
+        ]
+        first = self._prompt[0]
         self._device, self._dtype = first.device, first.dtype
+        self._kv_heads = first.shape[1]
         self._prompt_lengths = torch.tensor(prompt_lengths, device=self._device)
         self._group_of_rows = group_of_rows
         self._lengths_B = torch.zeros_like(group_of_rows)  # own tokens already in the cache
@@ -41,9 +69,9 @@ class DecodeLayout:
         self._even = self._on_cpu = self._device.type == "cpu"
         self._block = _BLOCK_TOKENS[self._device.type]
         self._capacity = self._block
-        shape = (first.shape[0], group_of_rows.shape[0], self._capacity, first.shape[3])
-        self._keys = [first.new_zeros(shape) for _ in prompts.keys]
-        self._values = [first.new_zeros(shape) for _ in prompts.keys]
+        rows, dim = group_of_rows.shape[0], first.shape[-1]
+        shape = (2, self._kv_heads, rows, self._capacity, dim)
+        self._own = [first.new_zeros(shape) for _ in self._prompt]
         self._own_bias = torch.empty(0)
         self._set_grid()
 
@@ -56,6 +84,7 @@ class DecodeLayout:
         """Make room for one more token a row."""
         if self._longest == self._capacity:
             self._grow(self._capacity + max(self._block, self._capacity // 8))
+            self._set_views()
 
     def begin(self) -> None:
         """Mask what no row has written yet."""
@@ -64,7 +93,7 @@ class DecodeLayout:
             self._own_bias = mask_bias(places <= self._longest, self._dtype)
         else:
             seen = places[None, :] <= self._lengths_B[:, None]
-            self._own_bias = mask_bias(seen, self._dtype)[:, None, :]
+            self._own_bias = mask_bias(seen, self._dtype)[:, None, :].repeat(self._kv_heads, 1, 1)
 
     def end(self) -> None:
         """The token written by the last forward becomes visible to later steps."""
@@ -84,8 +113,7 @@ class DecodeLayout:
 
     def keep(self, kept_rows: torch.Tensor) -> None:
         """Drop every row but `kept_rows` (int64 positions, ascending)."""
-        self._keys = [k.index_select(1, kept_rows) for k in self._keys]
-        self._values = [v.index_select(1, kept_rows) for v in self._values]
+        self._own = [cache.index_select(2, kept_rows) for cache in self._own]
         self._group_of_rows = self._group_of_rows[kept_rows]
         self._lengths_B = self._lengths_B[kept_rows]
         self._longest = int(self._lengths_B.max()) if self.rows else 0
@@ -94,22 +122,14 @@ class DecodeLayout:
 
     def join(self, other: DecodeLayout) -> None:
         """Let in the rows of `other`, prompts and all; they come behind the present ones."""
-        longest = max(self._prompt_keys[0].shape[2], other._prompt_keys[0].shape[2])
         capacity = max(self._capacity, other._capacity)
         self._grow(capacity)
         other._grow(capacity)
-        for mine, theirs in (
-            (self._prompt_keys, other._prompt_keys),
-            (self._prompt_values, other._prompt_values),
-            (self._keys, other._keys),
-            (self._values, other._values),
-        ):
-            is_prompt = mine is self._prompt_keys or mine is self._prompt_values
-            length = longest if is_prompt else capacity
-            for layer, new in enumerate(theirs):  # one at a time: the old one is freed at once
-                mine[layer] = torch.cat(
-                    (_stretched(mine[layer], length), _stretched(new, length)), 1
-                )
+        longest = max(self._prompt[0].shape[3], other._prompt[0].shape[3])
+        for layer in range(len(self._own)):  # one at a time: the old one is freed at once
+            self._own[layer] = torch.cat((self._own[layer], other._own[layer]), 2)
+            both = (self._prompt[layer], other._prompt[layer])
+            self._prompt[layer] = torch.cat([_stretched(cache, longest) for cache in both], 2)
         offset = self._prompt_lengths.shape[0]
         self._prompt_lengths = torch.cat((self._prompt_lengths, other._prompt_lengths))
         self._group_of_rows = torch.cat((self._group_of_rows, other._group_of_rows + offset))
@@ -118,69 +138,59 @@ class DecodeLayout:
         self._longest = max(self._longest, other._longest)
         self._set_grid()
 
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        """q [B, M*R, D], k and v [B, M, D] of the newest token; returns [B, M*R * D]."""
-        rows, kv_heads, dim = k.shape
-        keys, values = self._keys[layer], self._values[layer]
-        if self._even:
-            keys.select(2, self._longest).copy_(k.transpose(0, 1))
-            values.select(2, self._longest).copy_(v.transpose(0, 1))
-        else:
-            row = torch.arange(rows, device=k.device)
-            keys[:, row, self._lengths_B] = k.transpose(0, 1)
-            values[:, row, self._lengths_B] = v.transpose(0, 1)
-        q_BMRD = q.view(rows, kv_heads, -1, dim)
-        repeats = q_BMRD.shape[2]
-        q_MBRD = q.new_empty(kv_heads, rows, repeats, dim)
-        torch.mul(q_BMRD.transpose(0, 1), scaling, out=q_MBRD)
+    def attend(self, layer: int, qkv_BXD: torch.Tensor) -> torch.Tensor:
+        """The newest token of every row: returns [B, M*R * D].
 
-        prompt_keys, prompt_values = self._prompt_keys[layer], self._prompt_values[layer]
-        length = prompt_keys.shape[2]
-        shared = torch.bmm(self._by_prompt(q_MBRD), prompt_keys.view(-1, length, dim).mT)
-        if self._prefix_bias is not None:
-            shared.view(kv_heads, -1, shared.shape[1], length).add_(self._prefix_bias)
-        own = torch.bmm(q_MBRD.view(-1, repeats, dim), keys.view(-1, self._capacity, dim).mT).view(
-            kv_heads, rows, repeats, -1
-        )
-        own.add_(self._own_bias)
-        shared = self._by_row(shared, kv_heads, repeats)
-        weights = torch.softmax(torch.cat((shared, own), dim=-1), dim=-1)
-        read = torch.bmm(
-            weights[..., length:].flatten(0, 1), values.view(-1, self._capacity, dim)
-        ).view(kv_heads, rows, repeats, dim)
-        to_prompt = self._by_prompt(weights[..., :length])
-        if self._rectangular:
-            read.view(-1, to_prompt.shape[1], dim).baddbmm_(
-                to_prompt, prompt_values.view(-1, length, dim)
-            )
+        qkv: X = M*R query heads, times the scale of the scores, then M heads of keys and M of
+        values.
+        """
+        views, rows, kv_heads = self._views[layer], qkv_BXD.shape[0], self._kv_heads
+        queries = qkv_BXD.shape[1] - 2 * kv_heads
+        repeats, dim = queries // kv_heads, qkv_BXD.shape[2]
+        by_head = qkv_BXD.transpose(0, 1)
+        if self._even:
+            views.slots.select(2, self._longest).copy_(by_head[queries:])
         else:
-            from_prompt = torch.bmm(to_prompt, prompt_values.view(-1, length, dim))
-            read.add_(self._by_row(from_prompt, kv_heads, repeats))
-        return read.transpose(0, 1).reshape(rows, -1)
+            row = torch.arange(rows, device=qkv_BXD.device)
+            views.slots[:, row, self._lengths_B] = by_head[queries:]
+        q = qkv_BXD[:, :queries].view(rows, kv_heads, repeats, dim).transpose(0, 1).contiguous()
+        own = torch.bmm(q.view(-1, repeats, dim), views.keys).add_(self._own_bias)
+        shared = torch.bmm(self._by_prompt(q), views.prompt_keys)
+        if self._prefix_bias is not None:
+            shared.add_(self._prefix_bias)
+        scores = torch.cat((self._by_row(shared, repeats), own), dim=-1)
+        to_prompt, to_own = torch.softmax(scores, dim=-1).split(
+            (shared.shape[-1], self._capacity), dim=-1
+        )
+        read = torch.bmm(to_own, views.values)
+        grouped = self._by_prompt(to_prompt.unflatten(0, (kv_heads, rows)))
+        if self._rectangular:
+            read.view(grouped.shape[0], -1, dim).baddbmm_(grouped, views.prompt_values)
+        else:
+            read.add_(self._by_row(torch.bmm(grouped, views.prompt_values), repeats))
+        return read.view(kv_heads, rows, -1).transpose(0, 1).reshape(rows, -1)
 
     def _grow(self, capacity: int) -> None:
-        if capacity == self._capacity:
-            return
-        for cache in (self._keys, self._values):
-            for layer, old in enumerate(cache):  # one at a time: the old one is freed at once
-                cache[layer] = _stretched(old, capacity)
-        self._capacity = capacity
+        if capacity > self._capacity:
+            for layer, old in enumerate(self._own):  # one at a time: the old one is freed at once
+                self._own[layer] = _stretched(old, capacity)
+            self._capacity = capacity
+
+    def _set_views(self) -> None:
+        pairs = zip(self._own, self._prompt, strict=True)
+        self._views = [_LayerViews.of(own, prompt) for own, prompt in pairs]
         self.generation += 1
 
     def _set_grid(self) -> None:
         """Rows as a [P, W] grid, W the most rows any prompt has; drops prompts without rows."""
-        self.generation += 1
         used, group = torch.unique_consecutive(self._group_of_rows, return_inverse=True)
         if used.shape[0] < self._prompt_lengths.shape[0]:
-            self._prompt_keys = [k.index_select(1, used) for k in self._prompt_keys]
-            self._prompt_values = [v.index_select(1, used) for v in self._prompt_values]
+            self._prompt = [cache.index_select(2, used) for cache in self._prompt]
             self._prompt_lengths = self._prompt_lengths.index_select(0, used)
             self._group_of_rows = group
-        longest = self._prompt_keys[0].shape[2]
+        longest = self._prompt[0].shape[3]
         visible = torch.arange(longest, device=self._device) < self._prompt_lengths[:, None]
-        bias = mask_bias(visible, self._dtype)[:, None, :]
+        bias = mask_bias(visible, self._dtype)[:, None, :].repeat(self._kv_heads, 1, 1)
         self._prefix_bias = None if bool(visible.all()) else bias
         counts = torch.bincount(group)
         self._width = int(counts.max()) if self.rows else 0
@@ -192,20 +202,23 @@ class DecodeLayout:
         row_of_cell = torch.zeros(self._groups * self._width, dtype=torch.long, device=self._device)
         row_of_cell[self._cell_of_row] = torch.arange(group.shape[0], device=self._device)
         self._row_of_cell = row_of_cell
+        self._set_views()
 
     def _by_prompt(self, x_MBRX: torch.Tensor) -> torch.Tensor:
         """[M, B, R, X] to [M*P, W*R, X]; a view where every prompt has W rows."""
         if not self._rectangular:
             x_MBRX = x_MBRX.index_select(1, self._row_of_cell)
-        kv_heads, _, repeats, last = x_MBRX.shape
-        return x_MBRX.view(kv_heads * self._groups, self._width * repeats, last)
+        _, _, repeats, last = x_MBRX.shape
+        return x_MBRX.view(self._kv_heads * self._groups, self._width * repeats, last)
 
-    def _by_row(self, x: torch.Tensor, kv_heads: int, repeats: int) -> torch.Tensor:
-        """[M*P, W*R, X] to [M, B, R, X]."""
-        cells = x.view(kv_heads, -1, repeats, x.shape[-1])
-        return cells if self._rectangular else cells.index_select(1, self._cell_of_row)
+    def _by_row(self, x: torch.Tensor, repeats: int) -> torch.Tensor:
+        """[M*P, W*R, X] to [M*B, R, X]."""
+        if self._rectangular:
+            return x.view(-1, repeats, x.shape[-1])
+        cells = x.view(self._kv_heads, -1, repeats, x.shape[-1])
+        return cells.index_select(1, self._cell_of_row).flatten(0, 1)
 
 
 def _stretched(cache: torch.Tensor, length: int) -> torch.Tensor:
-    """[M, B, L, D] with zeros behind, up to `length`."""
-    return torch.nn.functional.pad(cache, (0, 0, 0, length - cache.shape[2]))
+    """[2, M, B, C, D] with zeros behind, up to `length`."""
+    return torch.nn.functional.pad(cache, (0, 0, 0, length - cache.shape[3]))

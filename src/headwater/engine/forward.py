@@ -84,7 +84,7 @@ def _attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if isinstance(layout, DecodeLayout):
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        return layout.attend(layer, q, k, v, scaling)[None], None
+        return layout.attend(layer, torch.cat((q * scaling, k, v), 1))[None], None
     if torch.is_grad_enabled():
         return Attend.apply(layout, q, k, v, scaling)[None], None
     return attend(layout, q, k, v, scaling)[None], None

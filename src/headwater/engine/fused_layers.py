@@ -139,25 +139,27 @@ def _forward_of(layer: nn.Module, original: Callable[..., Any]) -> Callable[...,
         if weights is None or not isinstance(layout, PackedLayout):
             result: torch.Tensor = original(hidden_states, **kwargs)
             return result
-        cos, sin = (half_table(table, shape.head_dim) for table in kwargs["position_embeddings"])
+        rotary = rotary_of(kwargs["position_embeddings"], shape.head_dim)
         flat = hidden_states[0]
         if torch.is_grad_enabled():
-            out = _Layer.apply(flat, (cos, sin), layout, shape, *weights.all())
+            out = _Layer.apply(flat, rotary, layout, shape, *weights.all())
         else:
-            out = _compute(flat, (cos, sin), layout, shape, weights).out
+            out = _compute(flat, rotary, layout, shape, weights).out
         return out[None]
 
     return forward
 
 
-def half_table(table: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Rotary cosines or sines [1, T, D], whose halves are equal, as [T, 1, D/2]."""
-    if table.shape[-1] != head_dim:
-        raise ValueError(f"rotary tables of {table.shape[-1]} for heads of {head_dim}")
-    return table[0, :, None, : head_dim // 2]
-
-
+#: Cosines [T, 1, D] and sines [T, 1, D/2] of the positions.
 Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotary_of(tables: tuple[torch.Tensor, torch.Tensor], head_dim: int) -> Rotary:
+    """From the library's cosines and sines [1, T, D], whose halves are equal."""
+    cos, sin = tables
+    if cos.shape[-1] != head_dim:
+        raise ValueError(f"rotary tables of {cos.shape[-1]} for heads of {head_dim}")
+    return cos[0, :, None], sin[0, :, None, : head_dim // 2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,40 +291,52 @@ def _qkv_backward(
     return total
 
 
-# --- the small parts, also used while decoding ----------------------------------------------------
+# --- the small parts ------------------------------------------------------------------------------
+# Half-precision input is widened once, as a whole: mixing formats inside an operation costs torch
+# a hidden copy of every operand each time.
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """x in at least float32; x itself where it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """1 / root mean square over the last axis, [..., 1], at least float32."""
-    accumulate = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    """1 / root mean square over the last axis, [..., 1]."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.addcmul(norm.new_tensor(eps), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+
+
+def _times(wide: torch.Tensor, factor: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """wide * factor, in place where `wide` is a copy of `original`."""
+    return wide * factor if wide is original else wide.mul_(factor)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x over its root mean square, times `weight`; x [..., H], computed in at least float32."""
-    return (x * _inverse_rms(x, eps)).mul_(weight).to(x.dtype)
+    wide = _wide(x)
+    return _times(wide, _inverse_rms(wide, eps), x).mul_(_wide(weight)).to(x.dtype)
 
 
 def rms_norm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of x and weight, given that of `rms_norm`'s result."""
-    inverse = _inverse_rms(x, eps)
-    unit = x * inverse
-    grad_weight = (grad * unit).flatten(0, -2).sum(0).to(weight.dtype)
-    scaled = torch.mul(grad, weight) if grad.dtype == unit.dtype else grad.to(unit.dtype) * weight
+    wide, wide_grad = _wide(x), _wide(grad)
+    inverse = _inverse_rms(wide, eps)
+    unit = _times(wide, inverse, x)
+    grad_weight = (wide_grad * unit).flatten(0, -2).sum(0).to(weight.dtype)
+    scaled = _times(wide_grad, _wide(weight), grad)
     along = torch.linalg.vecdot(scaled, unit)[..., None].div_(x.shape[-1])
-    grad_x = scaled.addcmul_(unit, along, value=-1.0).mul_(inverse)
-    return grad_x.to(x.dtype), grad_weight
+    return scaled.addcmul_(unit, along, value=-1.0).mul_(inverse).to(x.dtype), grad_weight
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Rotary positions: x [T, heads, D]; the two halves of D turn against each other."""
     cos, sin = rotary
     half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    out = torch.empty_like(x)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1.0)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
-    return out
+    wide = _wide(x)
+    out = wide * cos
+    out[..., :half].addcmul_(wide[..., half:], sin, value=-1.0)
+    out[..., half:].addcmul_(wide[..., :half], sin)
+    return out.to(x.dtype)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Finished rows are dropped from the batch once they are this share of it.
 _DROP_SHARE = 0.15
+#: A large vocabulary is searched in two steps: which segment of so many tokens, which token.
+_SEGMENT_TOKENS = 256
 #: Prompt tokens that are prefilled at once.
 _PREFILL_TOKENS = 16384
 
@@ -157,7 +159,7 @@ class _Decoding:
         hidden = states.index_select(0, last).index_select(0, group)
         assert layout.capture is not None
         lengths = [len(p) for p in prompts]
-        joined = DecodeLayout(layout.capture, lengths, group)
+        joined = self._decoder.layout(layout.capture, lengths, group)
         rows = [torch.arange(int(self._first_row[r]), int(self._first_row[r + 1])) for r in chunk]
         row = torch.cat(rows).to(self._device)
         position = torch.tensor(lengths, device=self._device).index_select(0, group)
@@ -227,14 +229,42 @@ def draw_tokens(
         logits_BV.div_(settings.temperature)
     if settings.forbid_end:
         logits_BV[:, ends] = -torch.inf
-    logprobs = torch.log_softmax(logits_BV, dim=-1)
-    cumulative = torch.exp(logprobs, out=logits_BV).cumsum_(-1)
+    mass = logits_BV.sub_(logits_BV.amax(-1, keepdim=True)).exp_()
+    sums = _segment_sums(mass)
+    cumulative = sums.cumsum(-1)
     total = cumulative[:, -1:]
-    below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
-    threshold = torch.minimum(uniforms_B[:, None] * total, below)
-    token = torch.searchsorted(cumulative, threshold, right=True)
-    token = token.clamp_max(logprobs.shape[1] - 1)  # reached by logits that are not numbers only
-    return token[:, 0], logprobs.gather(-1, token)[:, 0]
+    threshold = uniforms_B[:, None] * total
+    token = _first_above(cumulative, threshold)
+    if sums is not mass:
+        size = _SEGMENT_TOKENS
+        threshold = threshold - (cumulative - sums).gather(1, token)
+        inside = token * size + torch.arange(size, device=mass.device)
+        beyond = inside >= mass.shape[1]
+        there = mass.gather(1, inside.clamp_max(mass.shape[1] - 1)).masked_fill_(beyond, 0.0)
+        token = token * size + _first_above(there.cumsum(-1), threshold)
+    logprobs = mass.gather(1, token).log_().sub_(total.log())
+    return token[:, 0], logprobs[:, 0]
+
+
+def _segment_sums(mass_BV: torch.Tensor) -> torch.Tensor:
+    """Sums over segments of the vocabulary; a small one is not divided."""
+    vocab = mass_BV.shape[1]
+    if vocab <= 2 * _SEGMENT_TOKENS:
+        return mass_BV
+    whole = vocab - vocab % _SEGMENT_TOKENS
+    sums = mass_BV[:, :whole].unflatten(1, (-1, _SEGMENT_TOKENS)).sum(-1)
+    return torch.cat((sums, mass_BV[:, whole:].sum(-1, keepdim=True)), 1)
+
+
+def _first_above(cumulative: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """First place whose cumulative mass exceeds the threshold, [B, 1]: one that has mass itself.
+
+    A threshold that rounding carried out of the range is taken to its nearest end.
+    """
+    last = cumulative[:, -1:]
+    threshold = torch.minimum(threshold, torch.nextafter(last, torch.zeros_like(last)))
+    found = torch.searchsorted(cumulative, threshold.clamp_min_(0.0), right=True)
+    return found.clamp_max_(cumulative.shape[1] - 1)  # reached by logits that are not numbers only
 
 
 def _as_rollouts(

@@ -1,144 +1,42 @@
 """Attention over groups of rollouts that share their prompt, forward and backward.
 
-Tokens of many groups lie flat, without padding, in one row: all prompts, then all completions.
-Every linear layer of the model works on just these. Only attention needs to know which token
-sees which: a completion sees its group's prompt, computed once, and its own earlier tokens.
-
 Scores exist for a bounded piece of work at a time and are made again in the backward pass, so
-that memory does not grow with tokens squared. Suffixes: M kv heads, R query heads per kv head,
-D head dimension, L length of a padded block; others as in `headwater.types`.
+that memory does not grow with tokens squared; where all of a layer's are few, their softmax is
+kept instead. Suffixes: R query heads per kv head; others as in `headwater.engine.layout`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from headwater.engine.layout import Block, PackedLayout, mask_bias
+
 #: Scores that exist at once: 8 MiB of float32, which stays in the caches of a CPU.
 _SCORES_AT_ONCE = 1 << 21
+#: Scores of a layer up to which its weights are kept for the backward pass: 8 MiB of bfloat16.
+_SCORES_KEPT = 1 << 22
 _FEWEST_QUERIES = 16
 
 
-@dataclass(slots=True)
-class PromptCache:
-    """Keys and values of P prompts for every layer, right-padded: [P, M, L, D] each."""
-
-    keys: list[torch.Tensor] = field(default_factory=list)
-    values: list[torch.Tensor] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Rows of tokens that lie flat one after another, as a padded block and back.
-
-    index [rows * length] and valid [rows, length] lead into the block, inverse [tokens] out of
-    it; all None where every row is `length` long and the block is a view.
-    """
-
-    rows: int
-    length: int
-    index: torch.Tensor | None = None
-    valid: torch.Tensor | None = None
-    inverse: torch.Tensor | None = None
-
-    @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str) -> Block:
-        """The block of rows with these lengths."""
-        longest = max(lengths, default=0)
-        if all(length == longest for length in lengths):
-            return cls(len(lengths), longest)
-        lengths_B = torch.tensor(lengths)
-        columns = torch.arange(longest)
-        valid = columns[None, :] < lengths_B[:, None]
-        starts = torch.cumsum(lengths_B, 0) - lengths_B
-        index = torch.where(valid, starts[:, None] + columns, torch.zeros(1, dtype=torch.long))
-        inverse = valid.reshape(-1).nonzero()[:, 0]
-        return cls(
-            len(lengths),
-            longest,
-            index.reshape(-1).to(device),
-            valid.to(device),
-            inverse.to(device),
-        )
-
-    def pad(self, flat: torch.Tensor) -> torch.Tensor:
-        """[tokens, ...] to [rows, length, ...]; what stands in the padding has no meaning."""
-        padded = flat if self.index is None else flat.index_select(0, self.index)
-        return padded.reshape(self.rows, self.length, *flat.shape[1:])
-
-    def pad_zeros(self, flat: torch.Tensor) -> torch.Tensor:
-        """As `pad`, with zeros in the padding."""
-        padded = self.pad(flat)
-        if self.valid is None:
-            return padded
-        return padded * self.valid.view(*self.valid.shape, *[1] * (flat.ndim - 1))
-
-    def unpad(self, padded: torch.Tensor) -> torch.Tensor:
-        """[rows, length, ...] to [tokens, ...]."""
-        flat = padded.reshape(self.rows * self.length, *padded.shape[2:])
-        return flat if self.inverse is None else flat.index_select(0, self.inverse)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedLayout:
-    """Where the prompts and completions of P groups lie in the flat row.
-
-    prompts: P rows. completions: P * width rows, group by group, or None. prefix_bias
-    [P, 1, L]: 0 or the lowest value, for prompts of unequal lengths. capture: filled with every
-    layer's prompt keys and values by a forward pass.
-    """
-
-    prompts: Block
-    prompt_tokens: int
-    completions: Block | None
-    width: int
-    prefix_bias: torch.Tensor | None
-    capture: PromptCache | None = None
-
-
-def packed_layout(
-    prompt_lengths: Sequence[int],
-    completion_lengths: Sequence[Sequence[int]],
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    capture: PromptCache | None = None,
-) -> PackedLayout:
-    """Layout of P groups lying flat as all prompts, then all completions in the same order.
-
-    completion_lengths: one list per group, all of one length G (0 for prefill); a length may
-    be 0. Raises ValueError when groups differ in G.
-    """
-    width = len(completion_lengths[0])
-    if any(len(lengths) != width for lengths in completion_lengths):
-        raise ValueError("groups of one batch must have the same number of completions")
-    own = [length for lengths in completion_lengths for length in lengths]
-    prompts = Block.of(prompt_lengths, device)
-    return PackedLayout(
-        prompts=prompts,
-        prompt_tokens=sum(prompt_lengths),
-        completions=Block.of(own, device) if any(own) else None,
-        width=width,
-        prefix_bias=None if prompts.valid is None else mask_bias(prompts.valid, dtype)[:, None],
-        capture=capture,
-    )
-
-
-def mask_bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask: 0 where visible, the dtype's lowest value elsewhere."""
-    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return bias.masked_fill(~visible, torch.finfo(dtype).min)
-
-
 def attend(
-    layout: PackedLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
+    layout: PackedLayout,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float,
+    keep: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Attention of every token: q [tokens, M*R, D], k and v [tokens, M, D]; returns q's shape."""
+    """Attention of every token: q [tokens, M*R, D], k and v [tokens, M, D]; returns q's shape.
+
+    keep: filled with what spares `attend_backward` work, where that is little.
+    """
     parts = _parts(layout, q, k, v, scaling)
-    out = [part.layout_out(part.forward()) for part in parts]
+    if sum(part.scores() for part in parts) > _SCORES_KEPT:
+        keep = None
+    out = [part.layout_out(part.forward(keep)) for part in parts]
     if layout.capture is not None:
         shape = (layout.prompts.rows, k.shape[1], layout.prompts.length, k.shape[2])
         layout.capture.keys.append(parts[0].k.view(shape))
@@ -153,12 +51,15 @@ def attend_backward(
     v: torch.Tensor,
     scaling: float,
     grad_out: torch.Tensor,
+    kept: Sequence[torch.Tensor] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v, given that of `attend`'s result."""
+    """Gradients of q, k and v, given that of `attend`'s result and what it kept."""
     parts = _parts(layout, q, k, v, scaling)
     grads_q, grads_k, grads_v = [], [], []
+    left = list(kept)
     for part in reversed(parts):  # completions first: they also reach the prompts' keys
-        grad_q, grad_k, grad_v = part.backward(part.layout_in(grad_out, zeros=True))
+        mine = [left.pop() for _ in part.pieces()][::-1] if left else None
+        grad_q, grad_k, grad_v = part.backward(part.layout_in(grad_out, zeros=True), mine)
         grads_q.append(part.layout_out(grad_q.mul_(scaling)))
         grads_k.append(part.keys_out(grad_k))
         grads_v.append(part.keys_out(grad_v))
@@ -197,7 +98,7 @@ class _Part:
         self.width = block.rows // groups
         self.prefix: _Part | None = None
         self.prefix_bias: torch.Tensor | None = None
-        self._grads: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._grads: _KeyGrads | None = None
 
     def load(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> None:
         """Queries (times `scaling`), keys and values of this part's tokens."""
@@ -236,11 +137,13 @@ class _Part:
 
     # --- the work ---------------------------------------------------------------------------
 
-    def forward(self) -> torch.Tensor:
-        """What every query reads: [P, M, G, R, L, D]."""
+    def forward(self, keep: list[torch.Tensor] | None) -> torch.Tensor:
+        """What every query reads: [P, M, G, R, L, D]; adds each piece's weights to `keep`."""
         out = torch.empty_like(self.q)
-        for piece in self._pieces():
+        for piece in self.pieces():
             weights = piece.weights()
+            if keep is not None:
+                keep.append(weights)
             read = torch.bmm(piece.own(weights), piece.v)
             if self.prefix is not None:
                 prompt_v = piece.prefix_of(self.prefix.v)
@@ -248,43 +151,43 @@ class _Part:
             piece.of(out).copy_(read.view_as(piece.of(out)))
         return out
 
-    def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def backward(
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradients of the scaled queries, keys and values, given [P, M, G, R, L, D].
 
-        Those of the prefix are handed to its part, which adds its own to them.
+        Those of the prefix are handed to its part, which adds its own to them. kept: the weights
+        of every piece, or None to make them again.
         """
         grad_q, prefix = torch.empty_like(self.q), self.prefix
-        grads = self._grads or self._zero_grads(self)
-        if prefix is not None:
-            prefix._grads = prefix._zero_grads(self)
-        for piece in self._pieces():
+        own = self._grads or _KeyGrads(self, self)
+        shared = None if prefix is None else _KeyGrads(prefix, self)
+        for number, piece in enumerate(self.pieces()):
             wanted = piece.of(grad).reshape(piece.q.shape)
-            weights = piece.weights()
+            weights = piece.weights() if kept is None else kept[number]
             scores = torch.empty_like(weights)
             piece.own(scores).copy_(torch.bmm(wanted, piece.v.mT))
-            _add_product(piece.keys_of(grads[1]), piece.own(weights).mT, wanted)
-            if prefix is not None and prefix._grads is not None:
-                torch.bmm(
-                    piece.by_group(wanted), piece.prefix_of(prefix.v).mT, out=piece.shared(scores)
-                )
-                into = piece.prefix_of(prefix._grads[1])
-                _add_product(into, piece.shared(weights).mT, piece.by_group(wanted))
+            own.add_to_values(piece.keys_of, piece.own(weights), wanted)
+            if prefix is not None and shared is not None:
+                of_prompt = piece.by_group(wanted)
+                torch.bmm(of_prompt, piece.prefix_of(prefix.v).mT, out=piece.shared(scores))
+                shared.add_to_values(piece.prefix_of, piece.shared(weights), of_prompt)
             scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
             found = torch.bmm(piece.own(scores), piece.k)
-            _add_product(piece.keys_of(grads[0]), piece.own(scores).mT, piece.q)
-            if prefix is not None and prefix._grads is not None:
-                shared, queries = piece.shared(scores), piece.by_group(piece.q)
-                piece.by_group(found).baddbmm_(shared, piece.prefix_of(prefix.k))
-                _add_product(piece.prefix_of(prefix._grads[0]), shared.mT, queries)
+            own.add_to_keys(piece.keys_of, piece.own(scores), piece.q)
+            if prefix is not None and shared is not None:
+                of_prompt = piece.shared(scores)
+                piece.by_group(found).baddbmm_(of_prompt, piece.prefix_of(prefix.k))
+                shared.add_to_keys(piece.prefix_of, of_prompt, piece.by_group(piece.q))
             piece.of(grad_q).copy_(found.view_as(piece.of(grad_q)))
-        return grad_q, grads[0].to(self.k.dtype), grads[1].to(self.v.dtype)
+        if prefix is not None:
+            prefix._grads = None if shared is None else shared.written()
+        return grad_q, own.keys.to(self.k.dtype), own.values.to(self.v.dtype)
 
-    def _zero_grads(self, readers: _Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """For keys and values that `readers` reach; float32 where many pieces are added up."""
-        dtype = self.k.dtype
-        if readers._span() < readers.block.length:
-            dtype = torch.promote_types(dtype, torch.float32)
-        return torch.zeros_like(self.k, dtype=dtype), torch.zeros_like(self.v, dtype=dtype)
+    def scores(self) -> int:
+        """Scores of all queries on all keys, seen or not."""
+        groups, kv_heads, width, repeats, length, _ = self.q.shape
+        return groups * kv_heads * width * repeats * length * self._keys()
 
     def _span(self) -> int:
         """Positions whose queries are taken together: all, unless one group has too many scores."""
@@ -292,11 +195,15 @@ class _Part:
         span = _SCORES_AT_ONCE // (kv_heads * width * repeats * self._keys())
         return min(length, max(_FEWEST_QUERIES, span))
 
+    def in_spans(self) -> bool:
+        """Whether a row's queries are in more than one piece."""
+        return self._span() < self.block.length
+
     def _keys(self) -> int:
         """Keys that the last query of a row sees."""
         return self.block.length + (0 if self.prefix is None else self.prefix.block.length)
 
-    def _pieces(self) -> Iterator[_Piece]:
+    def pieces(self) -> Iterator[_Piece]:
         """Whole groups, or a span of positions of one group where its scores are too many."""
         groups, kv_heads, width, repeats, length, _ = self.q.shape
         span = self._span()
@@ -307,12 +214,45 @@ class _Part:
                 yield _Piece(self, chosen, slice(start, min(start + span, length)))
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total += left @ right, batched; `total` may be wider than the factors."""
-    if total.dtype == left.dtype:
-        total.baddbmm_(left, right)
-    else:
-        total.add_(torch.bmm(left, right))
+class _KeyGrads:
+    """Gradients of a part's keys and values, to which the pieces of those that read them add.
+
+    Where every key is read by one piece alone they are written, not added; where by many, they
+    are float32 or better.
+    """
+
+    def __init__(self, owner: _Part, readers: _Part) -> None:
+        self._many = readers.in_spans() or owner.in_spans()
+        dtype = owner.k.dtype
+        if self._many:
+            dtype = torch.promote_types(dtype, torch.float32)
+        make = torch.zeros_like if self._many else torch.empty_like
+        self.keys, self.values = make(owner.k, dtype=dtype), make(owner.v, dtype=dtype)
+        self._written = self._many
+
+    def add_to_keys(self, part_of: _PartOf, scores: torch.Tensor, queries: torch.Tensor) -> None:
+        """Add scores.T @ queries to the keys that `part_of` picks."""
+        self._add(part_of(self.keys), scores.mT, queries)
+
+    def add_to_values(self, part_of: _PartOf, weights: torch.Tensor, grad: torch.Tensor) -> None:
+        """Add weights.T @ grad to the values that `part_of` picks."""
+        self._add(part_of(self.values), weights.mT, grad)
+
+    def written(self) -> _KeyGrads:
+        """From now on there is something to add to."""
+        self._written = True
+        return self
+
+    def _add(self, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+        if not self._written:
+            torch.bmm(left, right, out=total)
+        elif total.dtype == left.dtype:
+            total.baddbmm_(left, right)
+        else:
+            total.add_(torch.bmm(left, right))
+
+
+_PartOf = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Piece:

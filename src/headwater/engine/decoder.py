@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch.nn import functional
 
-from headwater.engine.attention import PromptCache
 from headwater.engine.decoding import DecodeLayout
 from headwater.engine.forward import head_weight, hidden_states
 from headwater.engine.fused_layers import (
@@ -22,6 +21,7 @@ from headwater.engine.fused_layers import (
     rms_norm,
     shape_of,
 )
+from headwater.engine.layout import PromptCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headwater.engine.attention import PromptCache, mask_bias
+from headwater.engine.layout import PromptCache, mask_bias
 
 #: The cache grows by this many tokens, or by an eighth of itself once that is more. On a GPU
 #: every growth costs a new recording of the step.

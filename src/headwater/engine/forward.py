@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface
 
-from headwater.engine.attention import Attend, PackedLayout, attend
+from headwater.engine.attention import Attend, attend
 from headwater.engine.decoding import DecodeLayout
 from headwater.engine.fused_layers import fuse_layers
+from headwater.engine.layout import PackedLayout
 from headwater.engine.packing import TokenBatch
 from headwater.errors import InputError
 from headwater.models.loading import load_model

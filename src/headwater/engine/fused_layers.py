@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from headwater.engine.attention import PackedLayout, attend, attend_backward
+from headwater.engine.attention import attend, attend_backward
+from headwater.engine.layout import PackedLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -199,9 +200,10 @@ def _compute(
     layout: PackedLayout,
     shape: LayerShape,
     weights: LayerParameters,
+    keep: list[torch.Tensor] | None = None,
 ) -> _Computed:
     q, k, v, raw_q, raw_k = project_qkv(x, rotary, shape, weights)
-    read = attend(layout, q, k, v, shape.scaling).flatten(1)
+    read = attend(layout, q, k, v, shape.scaling, keep).flatten(1)
     middle = torch.addmm(x, read, weights.o.t())
     normed = rms_norm(middle, weights.mlp_norm, shape.eps)
     gate = functional.linear(normed, weights.gate)
@@ -221,18 +223,21 @@ class _Layer(torch.autograd.Function):
         shape: LayerShape,
         *weights: torch.Tensor | None,
     ) -> torch.Tensor:
-        done = _compute(x, rotary, layout, shape, LayerParameters(*weights))  # type: ignore[arg-type]
+        attention: list[torch.Tensor] = []
+        parameters = LayerParameters(*weights)  # type: ignore[arg-type]
+        done = _compute(x, rotary, layout, shape, parameters, attention)
         ctx.rotary, ctx.layout, ctx.shape = rotary, layout, shape
         ctx.has_raw = done.raw is not None
         kept = (x, *done.qkv, done.read, done.middle, done.gate, done.up, *(done.raw or ()))
-        ctx.save_for_backward(*kept, *weights)
-        ctx.kept = len(kept)
+        ctx.save_for_backward(*weights, *kept, *attention)
+        ctx.ends = (len(weights), len(weights) + len(kept))
         return done.out
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[Any, ...]:
-        kept, weights = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
-        w, eps = LayerParameters(*weights), ctx.shape.eps
+        saved, (first, last) = ctx.saved_tensors, ctx.ends
+        kept, attention = saved[first:last], saved[last:]
+        w, eps = LayerParameters(*saved[:first]), ctx.shape.eps
         x, q, k, v, read, middle, gate, up, *raw = kept
         grads: dict[str, torch.Tensor] = {}
         normed = rms_norm(middle, w.mlp_norm, eps)
@@ -241,7 +246,9 @@ class _Layer(torch.autograd.Function):
         grad_middle.add_(grad_out)
         grads["o"] = grad_middle.t() @ read
         grad_read = (grad_middle @ w.o).view(q.shape)
-        grad_q, grad_k, grad_v = attend_backward(ctx.layout, q, k, v, ctx.shape.scaling, grad_read)
+        grad_q, grad_k, grad_v = attend_backward(
+            ctx.layout, q, k, v, ctx.shape.scaling, grad_read, attention
+        )
         cos, sin = ctx.rotary
         grad_q, grad_k = rotate(grad_q, (cos, -sin)), rotate(grad_k, (cos, -sin))
         if w.q_norm is not None and w.k_norm is not None:

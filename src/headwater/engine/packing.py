@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headwater.engine.attention import PackedLayout, PromptCache, packed_layout
+from headwater.engine.layout import PackedLayout, PromptCache, packed_layout
 
 
 @dataclass(frozen=True, slots=True)

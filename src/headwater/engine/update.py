@@ -78,6 +78,12 @@ class Updater:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        for master in self.masters:  # here, not in the first step: it keeps its memory for itself
+            self._optimizer.state[master] = {
+                "step": torch.zeros((), device=master.device),
+                "exp_avg": torch.zeros_like(master, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+            }
 
     def step(
         self, micro_losses: Iterable[Callable[[], LossSums]], denominator: float

@@ -163,7 +163,7 @@ class _Part:
         own = self._grads or _KeyGrads(self, self)
         shared = None if prefix is None else _KeyGrads(prefix, self)
         for number, piece in enumerate(self.pieces()):
-            wanted = piece.of(grad).reshape(piece.q.shape)
+            wanted = piece.queries_of(grad)
             weights = piece.weights() if kept is None else kept[number]
             scores = torch.empty_like(weights)
             piece.own(scores).copy_(torch.bmm(wanted, piece.v.mT))
@@ -264,13 +264,18 @@ class _Piece:
     def __init__(self, part: _Part, groups: slice, positions: slice) -> None:
         self._part, self._groups, self._positions = part, groups, positions
         rows = (groups.stop - groups.start) * part.kv_heads * part.width
-        self.q = self.of(part.q).reshape(rows, -1, part.q.shape[-1])
+        self._queries_shape = (rows, -1, part.q.shape[-1])
+        self.q = self.queries_of(part.q)
         self.k, self.v = self.keys_of(part.k), self.keys_of(part.v)
         self._prompt_keys = 0 if part.prefix is None else part.prefix.block.length
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
         """This piece of [P, M, G, R, L, D]."""
         return x[self._groups, :, :, :, self._positions]
+
+    def queries_of(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, [P*M*G, R*L, D]; a view where all positions are taken."""
+        return self.of(x).reshape(self._queries_shape).contiguous()
 
     def keys_of(self, x: torch.Tensor) -> torch.Tensor:
         """The own keys or values these queries can see, of [P*M*G, L, D]."""

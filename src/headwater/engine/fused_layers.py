@@ -270,11 +270,14 @@ def _mlp_backward(
     grads: dict[str, torch.Tensor],
 ) -> torch.Tensor:
     """Gradient of the MLP's normed input; fills those of gate, up and down."""
-    activated = functional.silu(gate)
-    grads["down"] = grad_out.t() @ (activated * up)
+    sigmoid = torch.sigmoid(gate)
+    activated = gate * sigmoid
+    product = activated * up
+    grads["down"] = grad_out.t() @ product
     grad_product = grad_out @ w.down
-    grad_gate = torch.ops.aten.silu_backward(grad_product * up, gate)
-    grad_up = grad_product.mul_(activated)
+    # silu' = sigmoid + silu (1 - sigmoid), where `product` was
+    slope = torch.addcmul(activated, activated, sigmoid, value=-1.0, out=product).add_(sigmoid)
+    grad_gate, grad_up = slope.mul_(up).mul_(grad_product), activated.mul_(grad_product)
     grads["gate"], grads["up"] = grad_gate.t() @ normed, grad_up.t() @ normed
     return (grad_gate @ w.gate).addmm_(grad_up, w.up)
 

@@ -181,7 +181,7 @@ class _Decoding:
         logits = self._decoder.logits(self._hidden)
         self._token, logprobs = draw_tokens(logits, uniforms, self._settings, self._ends)
         self.ids_NT[self._row, self._drawn] = self._token
-        self.logprobs_NT[self._row, self._drawn] = logprobs
+        self.logprobs_NT[self._row, self._drawn] = logprobs.float()
         self._drawn = self._drawn + 1
         if not self._settings.forbid_end:
             ended = self._alive & torch.isin(self._token, self._ends)

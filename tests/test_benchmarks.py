@@ -35,12 +35,18 @@ def scripts() -> Any:
         patch.syspath_prepend(str(FOLDER))
         import compare
         import roofline
+        import scaling
         import shapes
         import step
         import work
 
         yield SimpleNamespace(
-            compare=compare, roofline=roofline, shapes=shapes, step=step, work=work
+            compare=compare,
+            roofline=roofline,
+            scaling=scaling,
+            shapes=shapes,
+            step=step,
+            work=work,
         )
     torch.set_num_threads(threads)
 
@@ -196,6 +202,7 @@ STAND_IN = """
 import json, sys
 batch, length = (int(sys.argv[sys.argv.index(key) + 1]) for key in ("--batch", "--completion-len"))
 record = {"mean_step_s": 90.0, "mean_generate_s": 30.0, "mean_train_s": 60.0, "peak_rss_mib": 1e6}
+record["bf16"] = int(sys.argv[sys.argv.index("--bf16") + 1])
 print("BENCH " + json.dumps(record | {"completion_tokens_last_step": batch * length - LESS}))
 """
 
@@ -261,3 +268,24 @@ def test_a_folder_without_the_peers_scripts_is_named(scripts: Any, tmp_path: Pat
     where = ["--peer-python", sys.executable, "--peer-dir", str(tmp_path)]
     _, settings, _ = scripts.compare.parse(["grpo", *where])
     assert scripts.compare.missing_peer(settings).startswith(f"{tmp_path} has no trl_grpo.py")
+
+
+def test_a_scaling_sweep_changes_one_size(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    commands = []
+
+    def run(command: list[str], threads: int) -> dict[str, Any]:
+        commands.append(command)
+        return {"mean_generate_s": 1.0, "mean_train_s": 2.0, "peak_rss_mib": 3.0}
+
+    monkeypatch.setattr(scripts.scaling, "run", run)
+    out = tmp_path / "scaling.jsonl"
+    arguments = ["prompt", "vocabulary", "--kind", "opd", "--out", str(out)]
+    assert scripts.scaling.main(arguments) == 0
+    options = [dict(zip(c[3::2], c[4::2], strict=True)) for c in commands]
+    assert [o["--prompt-len"] for o in options[:5]] == ["32", "64", "128", "256", "512"]
+    assert {o["--completion-len"] for o in options} == {"64"}
+    assert options[5]["--model"] == options[5]["--teacher"] == "smollm2-135m?vocab=16384"
+    assert "| vocabulary | 262144 | 1.00 | 2.00 | 3 |" in capsys.readouterr().out
+    assert len(out.read_text(encoding="utf-8").splitlines()) == len(commands) == 9

@@ -314,7 +314,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     """1 / root mean square over the last axis, [..., 1]."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.addcmul(norm.new_tensor(eps), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+    return torch.addcmul(norm.new_full((), eps), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
 
 
 def _times(wide: torch.Tensor, factor: torch.Tensor, original: torch.Tensor) -> torch.Tensor:

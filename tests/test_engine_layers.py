@@ -23,7 +23,8 @@ from transformers import (
 
 from headwater.engine import attention
 from headwater.engine.decoder import PackedLinear, RecordedSteps, decoder_of
-from headwater.engine.forward import head_weight, hidden_at_targets, hidden_states
+from headwater.engine.decoding import DecodeLayout
+from headwater.engine.forward import head_weight, hidden_at_targets
 from headwater.engine.fused_layers import fuse_layers, parameters_of
 from headwater.engine.packing import PackedGroup, micro_batches, pack, pack_prompts
 from headwater.losses.chunked_head import chunked_head_loss
@@ -281,9 +282,9 @@ def test_recorded_steps_compute_what_the_steps_do(family: str) -> None:
                 decoder = RecordedSteps(decoder, record)
             prompts = [(5, 6, 7), (8, 9, 10)]
             ids, positions, layout, _ = pack_prompts(prompts, dtype=torch.float32, device="cpu")
-            hidden_states(model, ids, positions, layout)
+            decoder.prefill(ids[0], positions[0], layout)
             assert layout.capture is not None
-            rows = decoder.layout(layout.capture, [3, 3], torch.tensor([0, 0, 1]))
+            rows = DecodeLayout(layout.capture, [3, 3], torch.tensor([0, 0, 1]))
             outputs = []
             for step in range(40):
                 tokens = torch.tensor([step % 7 + 3, step % 5 + 3, 4])

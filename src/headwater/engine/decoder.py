@@ -1,4 +1,4 @@
-"""A model made ready to decode: one token a row, with weights packed for few rows.
+"""A model made ready to sample: prompts, then one token a row, with packed weights.
 
 Packed weights are copies. They are made for one call of a sampler and dropped with it, so that
 they cannot be older than the model, and cost about what one step of decoding does.
@@ -7,12 +7,14 @@ they cannot be older than the model, and cost about what one step of decoding do
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn import functional
 
+from headwater.engine.attention import attend
 from headwater.engine.decoding import DecodeLayout
 from headwater.engine.forward import head_weight, hidden_states
 from headwater.engine.fused_layers import (
@@ -22,7 +24,7 @@ from headwater.engine.fused_layers import (
     rms_norm,
     shape_of,
 )
-from headwater.engine.layout import PromptCache
+from headwater.engine.layout import PackedLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,10 +102,10 @@ def _packs(weight: torch.Tensor) -> bool:
 class Decoder(Protocol):
     """What the sampler needs of a model, a step at a time."""
 
-    def layout(
-        self, prompts: PromptCache, lengths: Sequence[int], group_of_rows: torch.Tensor
-    ) -> DecodeLayout:
-        """Rows about to decode behind these prompts."""
+    def prefill(
+        self, ids_T: torch.Tensor, positions_T: torch.Tensor, layout: PackedLayout
+    ) -> torch.Tensor:
+        """Final hidden states [T, H] of prompts; the layout captures their keys and values."""
         ...
 
     def step(
@@ -160,10 +162,10 @@ class RecordedSteps:
         self._recorded: tuple[DecodeLayout, int] | None = None
         self._replay: Callable[[], torch.Tensor] | None = None
 
-    def layout(
-        self, prompts: PromptCache, lengths: Sequence[int], group_of_rows: torch.Tensor
-    ) -> DecodeLayout:
-        return self._decoder.layout(prompts, lengths, group_of_rows)
+    def prefill(
+        self, ids_T: torch.Tensor, positions_T: torch.Tensor, layout: PackedLayout
+    ) -> torch.Tensor:
+        return self._decoder.prefill(ids_T, positions_T, layout)
 
     def step(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, layout: DecodeLayout
@@ -193,10 +195,10 @@ class _LibraryDecoder:
         self._model = model
         self._head = PackedLinear(head_weight(model, vocab_size))
 
-    def layout(
-        self, prompts: PromptCache, lengths: Sequence[int], group_of_rows: torch.Tensor
-    ) -> DecodeLayout:
-        return DecodeLayout(prompts, lengths, group_of_rows)
+    def prefill(
+        self, ids_T: torch.Tensor, positions_T: torch.Tensor, layout: PackedLayout
+    ) -> torch.Tensor:
+        return hidden_states(self._model, ids_T[None], positions_T[None], layout)
 
     def step(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, layout: DecodeLayout
@@ -209,6 +211,10 @@ class _LibraryDecoder:
 
     def logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
         return _widened(self._head(hidden_BH))
+
+
+#: What attention reads, [B, M*R * D]: given queries, scaled, then keys and values [B, X, D].
+_Reader = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _PackedLayer:
@@ -238,9 +244,7 @@ class _PackedLayer:
         self._down = PackedLinear(weights.down)
         self._head_norms = _head_norms(weights, dim)
 
-    def __call__(
-        self, x: torch.Tensor, cis_BXd: torch.Tensor, index: int, layout: DecodeLayout
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, cis_BXd: torch.Tensor, reader: _Reader) -> torch.Tensor:
         rows, eps, dim = x.shape[0], self._shape.eps, self._shape.head_dim
         normed = rms_norm(x, self._norm, eps)
         qkv = self._qkv(normed).view(rows, -1, dim // 2, 2)
@@ -250,7 +254,7 @@ class _PackedLayer:
             scale = heads.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
             heads.mul_(scale).mul_(self._head_norms)
         torch.view_as_complex(wide).mul_(cis_BXd)
-        read = layout.attend(index, wide.to(x.dtype).flatten(2))
+        read = reader(wide.to(x.dtype).flatten(2))
         middle = self._o.plus(read, x)
         normed = rms_norm(middle, self._mlp_norm, eps)
         return self._down.plus(self._up.times(normed, self._gate.silu(normed)), middle)
@@ -298,26 +302,38 @@ class _PackedDecoder:
         self._norm, self._eps = _widened(body.norm.weight), float(body.norm.variance_epsilon)
         self._head = PackedLinear(head_weight(model, vocab_size))
 
-    def layout(
-        self, prompts: PromptCache, lengths: Sequence[int], group_of_rows: torch.Tensor
-    ) -> DecodeLayout:
-        keys = [_interleaved(k) for k in prompts.keys]
-        return DecodeLayout(PromptCache(keys, prompts.values), lengths, group_of_rows)
+    def prefill(
+        self, ids_T: torch.Tensor, positions_T: torch.Tensor, layout: PackedLayout
+    ) -> torch.Tensor:
+        queries, kv_heads = self._query_heads, self._kv_heads
+
+        def attend_prompts(qkv_TXD: torch.Tensor) -> torch.Tensor:
+            q, k, v = qkv_TXD.split((queries, kv_heads, kv_heads), dim=1)
+            return attend(layout, q, k, v, 1.0).flatten(1)
+
+        return self._run(ids_T, positions_T, lambda index: attend_prompts)
 
     def step(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, layout: DecodeLayout
     ) -> torch.Tensor:
         layout.prepare()
         layout.begin()
-        x = functional.embedding(ids_B, self._embedding)
-        cis_BXd = self._rotations(x, positions_B)
-        for index, layer in enumerate(self._layers):
-            x = layer(x, cis_BXd, index, layout)
+        hidden = self._run(ids_B, positions_B, lambda index: partial(layout.attend, index))
         layout.end()
-        return rms_norm(x, self._norm, self._eps)
+        return hidden
 
     def logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
         return _widened(self._head(hidden_BH))
+
+    def _run(
+        self, ids_B: torch.Tensor, positions_B: torch.Tensor, reader: Callable[[int], _Reader]
+    ) -> torch.Tensor:
+        """Final hidden states [B, H] of B tokens; `reader` has each layer's attention."""
+        x = functional.embedding(ids_B, self._embedding)
+        cis_BXd = self._rotations(x, positions_B)
+        for index, layer in enumerate(self._layers):
+            x = layer(x, cis_BXd, reader(index))
+        return rms_norm(x, self._norm, self._eps)
 
     def _rotations(self, x: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
         """What every head's pairs are multiplied with, complex [B, heads + 2M, D/2].

@@ -18,7 +18,7 @@ import torch
 from headwater import seeding
 from headwater.engine.decoder import decoder_of
 from headwater.engine.decoding import DecodeLayout
-from headwater.engine.forward import head_weight, hidden_states
+from headwater.engine.forward import head_weight
 from headwater.engine.packing import pack_prompts
 from headwater.types import FinishReason, Rollout
 
@@ -109,7 +109,7 @@ class _Decoding:
         settings: SamplerSettings,
         requests: Sequence[SampleRequest],
     ) -> None:
-        self._model, self._settings, self._requests = model, settings, requests
+        self._settings, self._requests = settings, requests
         self._decoder = decoder_of(model, settings.vocab_size)
         head = head_weight(model)
         self._device, self._dtype = head.device, head.dtype
@@ -155,11 +155,11 @@ class _Decoding:
         widths = torch.tensor([self.width(r) for r in chunk], device=self._device)
         group = torch.arange(len(chunk), device=self._device).repeat_interleave(widths)
         ids, positions, layout, last = pack_prompts(prompts, dtype=self._dtype, device=self._device)
-        states = hidden_states(self._model, ids, positions, layout)
+        states = self._decoder.prefill(ids[0], positions[0], layout)
         hidden = states.index_select(0, last).index_select(0, group)
         assert layout.capture is not None
         lengths = [len(p) for p in prompts]
-        joined = self._decoder.layout(layout.capture, lengths, group)
+        joined = DecodeLayout(layout.capture, lengths, group)
         rows = [torch.arange(int(self._first_row[r]), int(self._first_row[r + 1])) for r in chunk]
         row = torch.cat(rows).to(self._device)
         position = torch.tensor(lengths, device=self._device).index_select(0, group)

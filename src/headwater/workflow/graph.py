@@ -17,14 +17,14 @@ from headwater.config.stages import READS_LABELS, STAGE_MODELS, Sampling, Teache
 #: Raised by whoever changes the numbers a stage gives; artifacts of older versions are not reused.
 STAGE_VERSIONS: dict[str, int] = {
     "source": 1,
-    "pretrain": 1,
-    "sft": 1,
-    "grpo": 1,
-    "teacher_rollouts": 1,
-    "warmup": 1,
-    "sample_sft": 1,
-    "opd": 1,
-    "evaluate": 1,
+    "pretrain": 2,
+    "sft": 2,
+    "grpo": 2,
+    "teacher_rollouts": 2,
+    "warmup": 2,
+    "sample_sft": 2,
+    "opd": 2,
+    "evaluate": 2,
 }
 
 #: Settings record of every stage kind.

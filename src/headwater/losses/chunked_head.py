@@ -25,14 +25,15 @@ from headwater.types import LossSums
 #: own memory or other) or None if none is wanted.
 ChunkLoss = Callable[[torch.Tensor, slice, bool], tuple[LossSums, torch.Tensor | None]]
 
-_CHUNK_ELEMENTS = 1 << 24
+_CHUNK_ELEMENTS = 1 << 23
+_FEWEST_TOKENS = 64  # fewer rows make a slow matrix product
 #: Rows of the head whose gradient is added at a time where it has to be widened first.
 _HEAD_ROWS = 2048
 
 
 def chunk_tokens(vocab_size: int) -> int:
-    """Tokens a chunk: about 64 MiB of float32 logits, at least 16 tokens."""
-    return max(16, _CHUNK_ELEMENTS // vocab_size)
+    """Tokens a chunk: about 32 MiB of float32 logits, at least 64 tokens."""
+    return max(_FEWEST_TOKENS, _CHUNK_ELEMENTS // vocab_size)
 
 
 def chunked_head_loss(

@@ -27,6 +27,7 @@ from headwater.engine.decoding import DecodeLayout
 from headwater.engine.forward import head_weight, hidden_at_targets
 from headwater.engine.fused_layers import fuse_layers, parameters_of
 from headwater.engine.packing import PackedGroup, micro_batches, pack, pack_prompts
+from headwater.errors import InputError
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.token_losses import cross_entropy
 from headwater.rollout import sampler as sampling
@@ -178,6 +179,24 @@ def test_a_layer_with_an_adapter_is_left_to_the_library() -> None:
     settings = SamplerSettings(1.0, 3, (2,), VOCAB)
     model.set_attn_implementation("headwater")
     assert len(InProcessSampler(model, settings).sample([SampleRequest((5, 6), (1, 2))])[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
+        lambda: Qwen2ForCausalLM(
+            Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=0)
+        ),
+    ],
+)
+def test_a_sliding_window_is_refused(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    model.set_attn_implementation("headwater")
+    assert fuse_layers(model) == 0
+    sampler = InProcessSampler(model, SamplerSettings(1.0, 3, (2,), VOCAB))
+    with pytest.raises(InputError, match="sliding window of 4"):
+        sampler.sample([SampleRequest((5, 6), (1, 2))])
 
 
 def test_outside_the_engine_a_fused_model_is_the_librarys() -> None:

@@ -65,10 +65,16 @@ class LayerShape:
 
 
 def parameters_of(layer: nn.Module) -> LayerParameters | None:
-    """The weights of a layer of known structure; None for any other, or with adapters on it."""
+    """The weights of a layer of known structure; None for any other.
+
+    Another structure is also one with adapters on it, or with a sliding window, which the engine's
+    attention refuses when the library calls it.
+    """
     if type(layer).__name__ not in _KNOWN_LAYERS:
         return None
     attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+    if _window_of(layer) is not None:
+        return None
     q, k, v, o = (attention.get_submodule(f"{name}_proj") for name in "qkvo")
     gate, up, down = (mlp.get_submodule(f"{name}_proj") for name in ("gate", "up", "down"))
     if any(type(linear) is not nn.Linear for linear in (q, k, v, o, gate, up, down)):
@@ -93,6 +99,14 @@ def parameters_of(layer: nn.Module) -> LayerParameters | None:
         q_norm=_head_norm(attention, "q_norm"),
         k_norm=_head_norm(attention, "k_norm"),
     )
+
+
+def _window_of(layer: nn.Module) -> int | None:
+    """The sliding window a layer attends in; Mistral's layers have it in their config alone."""
+    attention: Any = layer.get_submodule("self_attn")
+    owner = attention.config if type(layer).__name__ == "MistralDecoderLayer" else attention
+    window: int | None = getattr(owner, "sliding_window", None)
+    return window
 
 
 def _head_norm(attention: nn.Module, name: str) -> torch.Tensor | None:
@@ -227,7 +241,6 @@ class _Layer(torch.autograd.Function):
         parameters = LayerParameters(*weights)  # type: ignore[arg-type]
         done = _compute(x, rotary, layout, shape, parameters, attention)
         ctx.rotary, ctx.layout, ctx.shape = rotary, layout, shape
-        ctx.has_raw = done.raw is not None
         kept = (x, *done.qkv, done.read, done.middle, done.gate, done.up, *(done.raw or ()))
         ctx.save_for_backward(*weights, *kept, *attention)
         ctx.ends = (len(weights), len(weights) + len(kept))

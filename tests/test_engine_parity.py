@@ -186,3 +186,15 @@ def test_a_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
     upto = expected.exp().cumsum(-1).gather(1, token[:, None])[:, 0]
     assert bool((upto >= uniforms - 1e-5).all())
     assert bool((upto - picked.exp() <= uniforms + 1e-5).all())
+
+
+@pytest.mark.parametrize("vocab", [5, 1000, 1024])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_numbers_give_a_token_and_no_number(vocab: int, bad: float) -> None:
+    """The trainer refuses what follows from them in words; sampling must get that far."""
+    logits = torch.zeros(3, vocab)
+    logits[1, 2] = bad
+    settings = SamplerSettings(1.0, 1, end_ids=(), vocab_size=vocab)
+    token, logprob = draw_tokens(logits, torch.rand(3), settings, torch.tensor([]).long())
+    assert bool((token < vocab).all())
+    assert not bool(torch.isfinite(logprob[1]))

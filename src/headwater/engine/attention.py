@@ -14,7 +14,8 @@ import torch
 
 from headwater.engine.layout import Block, PackedLayout, mask_bias
 
-#: Scores that exist at once: 8 MiB of float32, which stays in the caches of a CPU.
+#: Scores that exist at once: 8 MiB of float32, which stays in the caches of a CPU; more only
+#: where the fewest positions of a single group have more.
 _SCORES_AT_ONCE = 1 << 21
 #: Scores of a layer up to which its weights are kept for the backward pass: 8 MiB of bfloat16.
 _SCORES_KEPT = 1 << 22
@@ -58,7 +59,7 @@ def attend_backward(
     grads_q, grads_k, grads_v = [], [], []
     left = list(kept)
     for part in reversed(parts):  # completions first: they also reach the prompts' keys
-        mine = [left.pop() for _ in part.pieces()][::-1] if left else None
+        mine = [left.pop() for _ in part.cuts()][::-1] if left else None
         grad_q, grad_k, grad_v = part.backward(part.layout_in(grad_out, zeros=True), mine)
         grads_q.append(part.layout_out(grad_q.mul_(scaling)))
         grads_k.append(part.keys_out(grad_k))
@@ -204,6 +205,11 @@ class _Part:
         return self.block.length + (0 if self.prefix is None else self.prefix.block.length)
 
     def pieces(self) -> Iterator[_Piece]:
+        """This part's work, cut up."""
+        for groups, positions in self.cuts():
+            yield _Piece(self, groups, positions)
+
+    def cuts(self) -> Iterator[tuple[slice, slice]]:
         """Whole groups, or a span of positions of one group where its scores are too many."""
         groups, kv_heads, width, repeats, length, _ = self.q.shape
         span = self._span()
@@ -211,7 +217,7 @@ class _Part:
         for group in range(0, groups, at_once if span == length else 1):
             chosen = slice(group, min(group + at_once, groups))
             for start in range(0, length, span):
-                yield _Piece(self, chosen, slice(start, min(start + span, length)))
+                yield chosen, slice(start, min(start + span, length))
 
 
 class _KeyGrads:

@@ -1,7 +1,8 @@
 """A model made ready to sample: prompts, then one token a row, with packed weights.
 
-Packed weights are copies. They are made for one call of a sampler and dropped with it, so that
-they cannot be older than the model, and cost about what one step of decoding does.
+Packed weights are copies where packing changes anything. They are made for one call of a sampler
+and dropped with it, so that they cannot be older than the model, and cost about what one step of
+decoding does.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ def decoder_of(model: PreTrainedModel, vocab_size: int) -> Decoder:
     if len(known) < len(layers):
         return _LibraryDecoder(model, vocab_size)
     packed = _PackedDecoder(model, known, vocab_size)
-    return RecordedSteps(packed, record_cuda_graph) if packed.device.type == "cuda" else packed
+    records = packed.device.type == "cuda" and packed.can_be_recorded
+    return RecordedSteps(packed, record_cuda_graph) if records else packed
 
 
 #: Runs a function of tensors, and returns how to run it again on what those tensors hold then.
@@ -165,6 +167,7 @@ class RecordedSteps:
     def prefill(
         self, ids_T: torch.Tensor, positions_T: torch.Tensor, layout: PackedLayout
     ) -> torch.Tensor:
+        self._recorded, self._replay = None, None  # rows enter: what was recorded is of no use
         return self._decoder.prefill(ids_T, positions_T, layout)
 
     def step(
@@ -291,6 +294,9 @@ class _PackedDecoder:
         self._embedding = body.embed_tokens.weight
         self.device = self._embedding.device
         self._rotary = body.rotary_emb
+        # these look at the positions to choose their frequencies, which a recording cannot
+        rope = str(getattr(body.rotary_emb, "rope_type", "default"))
+        self.can_be_recorded = "dynamic" not in rope and rope != "longrope"
         self._shape = shape_of(body.layers[0])
         self._query_heads, self._kv_heads = (
             weight.shape[0] // self._shape.head_dim for weight in (layers[0].q, layers[0].k)

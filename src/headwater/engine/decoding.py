@@ -15,7 +15,7 @@ import torch
 from headwater.engine.layout import PromptCache, mask_bias
 
 #: The cache grows by this many tokens, or by an eighth of itself once that is more. On a GPU
-#: every growth costs a new recording of the step.
+#: every growth costs a new recording of the step, as rows that leave or join do.
 _BLOCK_TOKENS = {"cpu": 32, "cuda": 128}
 
 
@@ -73,6 +73,7 @@ class DecodeLayout:
         shape = (2, self._kv_heads, rows, self._capacity, dim)
         self._own = [first.new_zeros(shape) for _ in self._prompt]
         self._own_bias = torch.empty(0)
+        self._views: list[_LayerViews] = []
         self._set_grid()
 
     @property
@@ -113,7 +114,7 @@ class DecodeLayout:
 
     def keep(self, kept_rows: torch.Tensor) -> None:
         """Drop every row but `kept_rows` (int64 positions, ascending)."""
-        self._own = [cache.index_select(2, kept_rows) for cache in self._own]
+        self._select(self._own, kept_rows)
         self._group_of_rows = self._group_of_rows[kept_rows]
         self._lengths_B = self._lengths_B[kept_rows]
         self._longest = int(self._lengths_B.max()) if self.rows else 0
@@ -122,6 +123,7 @@ class DecodeLayout:
 
     def join(self, other: DecodeLayout) -> None:
         """Let in the rows of `other`, prompts and all; they come behind the present ones."""
+        self._views, other._views = [], []
         capacity = max(self._capacity, other._capacity)
         self._grow(capacity)
         other._grow(capacity)
@@ -172,9 +174,15 @@ class DecodeLayout:
 
     def _grow(self, capacity: int) -> None:
         if capacity > self._capacity:
+            self._views = []  # they would keep the old memory
             for layer, old in enumerate(self._own):  # one at a time: the old one is freed at once
                 self._own[layer] = _stretched(old, capacity)
             self._capacity = capacity
+
+    def _select(self, caches: list[torch.Tensor], kept: torch.Tensor) -> None:
+        self._views = []
+        for layer, old in enumerate(caches):  # one at a time: the old one is freed at once
+            caches[layer] = old.index_select(2, kept)
 
     def _set_views(self) -> None:
         pairs = zip(self._own, self._prompt, strict=True)
@@ -185,7 +193,7 @@ class DecodeLayout:
         """Rows as a [P, W] grid, W the most rows any prompt has; drops prompts without rows."""
         used, group = torch.unique_consecutive(self._group_of_rows, return_inverse=True)
         if used.shape[0] < self._prompt_lengths.shape[0]:
-            self._prompt = [cache.index_select(2, used) for cache in self._prompt]
+            self._select(self._prompt, used)
             self._prompt_lengths = self._prompt_lengths.index_select(0, used)
             self._group_of_rows = group
         longest = self._prompt[0].shape[3]

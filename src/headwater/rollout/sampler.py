@@ -72,9 +72,10 @@ class InProcessSampler:
         self._max_rows = max_rows
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
-        """One tuple of rollouts per request; at most `max_rows` rows decode at once.
+        """One tuple of rollouts per request.
 
-        Requests that do not fit wait, and take the places of rows that finish.
+        At most `max_rows` rows decode at once, or one request's if those are more. Requests that
+        do not fit wait, and take the places of rows that finish.
         """
         if not requests:
             return []
@@ -200,7 +201,9 @@ class _Decoding:
         many = gone >= _DROP_SHARE * self.rows or (at_once is not None and gone >= at_once)
         if gone and (many or bool(full.any())):
             kept = self._alive.nonzero()[:, 0]
-            if left and self._layout is not None:
+            if not left:
+                self._layout = None
+            elif self._layout is not None:
                 self._layout.keep(kept)
             self._row, self._drawn = self._row[kept], self._drawn[kept]
             self._position, self._token = self._position[kept], self._token[kept]
@@ -242,6 +245,7 @@ def draw_tokens(
         beyond = inside >= mass.shape[1]
         there = mass.gather(1, inside.clamp_max(mass.shape[1] - 1)).masked_fill_(beyond, 0.0)
         token = token * size + _first_above(there.cumsum(-1), threshold)
+        token.clamp_max_(mass.shape[1] - 1)
     logprobs = mass.gather(1, token).log_().sub_(total.log())
     return token[:, 0], logprobs[:, 0]
 

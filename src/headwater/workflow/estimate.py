@@ -21,7 +21,7 @@ from headwater.workflow.study import Study
 #: Bytes a trained parameter takes: float32 master, two Adam moments, gradient; compute copy.
 _TRAINED_PARAMETER_BYTES = 4 + 8 + 4 + 2
 #: Activations kept for the backward pass, in values of the hidden width per token and layer.
-_ACTIVATION_WIDTHS = 13
+_ACTIVATION_WIDTHS = 18
 _VALUE_BYTES = 4
 #: What a process holds before any model: Python, torch, transformers.
 _PROCESS_BYTES = 400 * 2**20

@@ -160,29 +160,29 @@ class _Part:
         Those of the prefix are handed to its part, which adds its own to them. kept: the weights
         of every piece, or None to make them again.
         """
-        grad_q, prefix = torch.empty_like(self.q), self.prefix
+        grad_q = torch.empty_like(self.q)
         own = self._grads or _KeyGrads(self, self)
-        shared = None if prefix is None else _KeyGrads(prefix, self)
+        shared = None if self.prefix is None else _KeyGrads(self.prefix, self)
         for number, piece in enumerate(self.pieces()):
             wanted = piece.queries_of(grad)
             weights = piece.weights() if kept is None else kept[number]
             scores = torch.empty_like(weights)
             piece.own(scores).copy_(torch.bmm(wanted, piece.v.mT))
             own.add_to_values(piece.keys_of, piece.own(weights), wanted)
-            if prefix is not None and shared is not None:
+            if shared is not None:
                 of_prompt = piece.by_group(wanted)
-                torch.bmm(of_prompt, piece.prefix_of(prefix.v).mT, out=piece.shared(scores))
+                torch.bmm(of_prompt, piece.prefix_of(shared.owner.v).mT, out=piece.shared(scores))
                 shared.add_to_values(piece.prefix_of, piece.shared(weights), of_prompt)
             scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
             found = torch.bmm(piece.own(scores), piece.k)
             own.add_to_keys(piece.keys_of, piece.own(scores), piece.q)
-            if prefix is not None and shared is not None:
+            if shared is not None:
                 of_prompt = piece.shared(scores)
-                piece.by_group(found).baddbmm_(of_prompt, piece.prefix_of(prefix.k))
+                piece.by_group(found).baddbmm_(of_prompt, piece.prefix_of(shared.owner.k))
                 shared.add_to_keys(piece.prefix_of, of_prompt, piece.by_group(piece.q))
             piece.of(grad_q).copy_(found.view_as(piece.of(grad_q)))
-        if prefix is not None:
-            prefix._grads = None if shared is None else shared.written()
+        if shared is not None:
+            shared.owner._grads = shared.written()
         return grad_q, own.keys.to(self.k.dtype), own.values.to(self.v.dtype)
 
     def scores(self) -> int:
@@ -228,13 +228,14 @@ class _KeyGrads:
     """
 
     def __init__(self, owner: _Part, readers: _Part) -> None:
-        self._many = readers.in_spans() or owner.in_spans()
+        self.owner = owner
+        many = readers.in_spans() or owner.in_spans()
         dtype = owner.k.dtype
-        if self._many:
+        if many:
             dtype = torch.promote_types(dtype, torch.float32)
-        make = torch.zeros_like if self._many else torch.empty_like
+        make = torch.zeros_like if many else torch.empty_like
         self.keys, self.values = make(owner.k, dtype=dtype), make(owner.v, dtype=dtype)
-        self._written = self._many
+        self._written = many
 
     def add_to_keys(self, part_of: _PartOf, scores: torch.Tensor, queries: torch.Tensor) -> None:
         """Add scores.T @ queries to the keys that `part_of` picks."""

@@ -24,6 +24,7 @@ from headwater.engine.fused_layers import (
     parameters_of,
     rms_norm,
     shape_of,
+    widened,
 )
 from headwater.engine.layout import PackedLayout
 
@@ -213,7 +214,7 @@ class _LibraryDecoder:
         return hidden
 
     def logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        return _widened(self._head(hidden_BH))
+        return widened(self._head(hidden_BH))
 
 
 #: What attention reads, [B, M*R * D]: given queries, scaled, then keys and values [B, X, D].
@@ -229,16 +230,16 @@ class _PackedLayer:
 
     def __init__(self, weights: LayerParameters, shape: LayerShape) -> None:
         self._shape = shape
-        self._norm, self._mlp_norm = _widened(weights.norm), _widened(weights.mlp_norm)
+        self._norm, self._mlp_norm = widened(weights.norm), widened(weights.mlp_norm)
         self._rotated_heads = (weights.q.shape[0] + weights.k.shape[0]) // shape.head_dim
         dim = shape.head_dim
         biases = [weights.q_bias, weights.k_bias, weights.v_bias]
         self._qkv = PackedLinear(
-            _interleaved_rows(weights.q, dim),
-            _interleaved_rows(weights.k, dim),
+            _interleaved(weights.q, dim),
+            _interleaved(weights.k, dim),
             weights.v,
             biases=(
-                *(b if b is None else _interleaved_rows(b, dim) for b in biases[:2]),
+                *(b if b is None else _interleaved(b, dim) for b in biases[:2]),
                 biases[2],
             ),
         )
@@ -251,7 +252,7 @@ class _PackedLayer:
         rows, eps, dim = x.shape[0], self._shape.eps, self._shape.head_dim
         normed = rms_norm(x, self._norm, eps)
         qkv = self._qkv(normed).view(rows, -1, dim // 2, 2)
-        wide = _widened(qkv)
+        wide = widened(qkv)
         if self._head_norms is not None:
             heads = wide[:, : self._rotated_heads].flatten(2)
             scale = heads.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
@@ -263,13 +264,8 @@ class _PackedLayer:
         return self._down.plus(self._up.times(normed, self._gate.silu(normed)), middle)
 
 
-def _interleaved(x: torch.Tensor) -> torch.Tensor:
-    """[..., D]: the two halves of the last axis by turns."""
-    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-
-
-def _interleaved_rows(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Weight [heads * D, in] or bias [heads * D] whose outputs have their halves by turns."""
+def _interleaved(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Weight [heads * D, in], bias or norm [heads * D]: the halves of a head by turns."""
     heads = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
     return heads.transpose(1, 2).reshape(weight.shape)
 
@@ -279,9 +275,8 @@ def _head_norms(weights: LayerParameters, head_dim: int) -> torch.Tensor | None:
     if weights.q_norm is None or weights.k_norm is None:
         return None
     pairs = ((weights.q_norm, weights.q), (weights.k_norm, weights.k))
-    rows = [_interleaved(norm).expand(w.shape[0] // head_dim, -1) for norm, w in pairs]
-    found = torch.cat(rows)
-    return _widened(found)
+    rows = [_interleaved(norm, head_dim).expand(w.shape[0] // head_dim, -1) for norm, w in pairs]
+    return widened(torch.cat(rows))
 
 
 class _PackedDecoder:
@@ -305,7 +300,7 @@ class _PackedDecoder:
             _PackedLayer(weights, shape_of(layer))
             for weights, layer in zip(layers, body.layers, strict=True)
         ]
-        self._norm, self._eps = _widened(body.norm.weight), float(body.norm.variance_epsilon)
+        self._norm, self._eps = widened(body.norm.weight), float(body.norm.variance_epsilon)
         self._head = PackedLinear(head_weight(model, vocab_size))
 
     def prefill(
@@ -329,7 +324,7 @@ class _PackedDecoder:
         return hidden
 
     def logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        return _widened(self._head(hidden_BH))
+        return widened(self._head(hidden_BH))
 
     def _run(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, reader: Callable[[int], _Reader]
@@ -354,7 +349,3 @@ class _PackedDecoder:
         values = torch.ones_like(cis).expand(-1, self._kv_heads, -1)
         queries = (cis * self._shape.scaling).expand(-1, self._query_heads, -1)
         return torch.cat((queries, cis.expand(-1, self._kv_heads, -1), values), dim=1)
-
-
-def _widened(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

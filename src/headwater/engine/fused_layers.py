@@ -190,7 +190,7 @@ class _Computed:
     up: torch.Tensor
 
 
-def project_qkv(
+def _project_qkv(
     x: torch.Tensor, rotary: Rotary, shape: LayerShape, weights: LayerParameters
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rotated q [T, heads, D] and k, v [T, M, D] of a layer's input, and raw q and k."""
@@ -216,7 +216,7 @@ def _compute(
     weights: LayerParameters,
     keep: list[torch.Tensor] | None = None,
 ) -> _Computed:
-    q, k, v, raw_q, raw_k = project_qkv(x, rotary, shape, weights)
+    q, k, v, raw_q, raw_k = _project_qkv(x, rotary, shape, weights)
     read = attend(layout, q, k, v, shape.scaling, keep).flatten(1)
     middle = torch.addmm(x, read, weights.o.t())
     normed = rms_norm(middle, weights.mlp_norm, shape.eps)
@@ -319,7 +319,7 @@ def _qkv_backward(
 # a hidden copy of every operand each time.
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
+def widened(x: torch.Tensor) -> torch.Tensor:
     """x in at least float32; x itself where it is that."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -337,19 +337,19 @@ def _times(wide: torch.Tensor, factor: torch.Tensor, original: torch.Tensor) -> 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x over its root mean square, times `weight`; x [..., H], computed in at least float32."""
-    wide = _wide(x)
-    return _times(wide, _inverse_rms(wide, eps), x).mul_(_wide(weight)).to(x.dtype)
+    wide = widened(x)
+    return _times(wide, _inverse_rms(wide, eps), x).mul_(widened(weight)).to(x.dtype)
 
 
 def rms_norm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of x and weight, given that of `rms_norm`'s result."""
-    wide, wide_grad = _wide(x), _wide(grad)
+    wide, wide_grad = widened(x), widened(grad)
     inverse = _inverse_rms(wide, eps)
     unit = _times(wide, inverse, x)
     grad_weight = (wide_grad * unit).flatten(0, -2).sum(0).to(weight.dtype)
-    scaled = _times(wide_grad, _wide(weight), grad)
+    scaled = _times(wide_grad, widened(weight), grad)
     along = torch.linalg.vecdot(scaled, unit)[..., None].div_(x.shape[-1])
     return scaled.addcmul_(unit, along, value=-1.0).mul_(inverse).to(x.dtype), grad_weight
 
@@ -358,7 +358,7 @@ def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Rotary positions: x [T, heads, D]; the two halves of D turn against each other."""
     cos, sin = rotary
     half = x.shape[-1] // 2
-    wide = _wide(x)
+    wide = widened(x)
     out = wide * cos
     out[..., :half].addcmul_(wide[..., half:], sin, value=-1.0)
     out[..., half:].addcmul_(wide[..., :half], sin)

@@ -164,7 +164,7 @@ class _Decoding:
         rows = [torch.arange(int(self._first_row[r]), int(self._first_row[r + 1])) for r in chunk]
         row = torch.cat(rows).to(self._device)
         position = torch.tensor(lengths, device=self._device).index_select(0, group)
-        if self._layout is None or not self.rows:
+        if self._layout is None:
             self._layout, self._hidden = joined, hidden
             self._row, self._position = row, position
             self._drawn, self._alive = torch.zeros_like(row), torch.ones_like(row).bool()
@@ -257,6 +257,8 @@ def _segment_sums(mass_BV: torch.Tensor) -> torch.Tensor:
         return mass_BV
     whole = vocab - vocab % _SEGMENT_TOKENS
     sums = mass_BV[:, :whole].unflatten(1, (-1, _SEGMENT_TOKENS)).sum(-1)
+    if whole == vocab:
+        return sums
     return torch.cat((sums, mass_BV[:, whole:].sum(-1, keepdim=True)), 1)
 
 

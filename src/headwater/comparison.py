@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from headwater.types import AttemptTable, Verdict
 from headwater.verify.extract import ANSWER_FORMS, extract_first
 from headwater.verify.vault import LabelVault
 from headwater.verify.verifiers import Verifier, accepts_examples, make_verifier
-from headwater.workflow.record import read_attempts
+from headwater.workflow.outcome import read_attempts
 
 
 class EvaluationSettings(Settings):
@@ -83,17 +84,20 @@ class Comparison:
         return {
             "settings": self.settings.model_dump(mode="json"),
             "problems": self.problems,
-            "scores": [_without_nan(asdict(score)) for score in self.scores],
-            "differences": [_without_nan(asdict(pair)) for pair in self.differences],
+            "scores": [_json_values(asdict(score)) for score in self.scores],
+            "differences": [_json_values(asdict(pair)) for pair in self.differences],
         }
 
 
-def _without_nan(plain: dict[str, Any]) -> dict[str, Any]:
-    """None where JSON has no number: the standard error over a single problem."""
-    return {
-        key: _without_nan(value) if isinstance(value, dict) else None if value != value else value
-        for key, value in plain.items()
-    }
+def _json_values(plain: dict[str, Any]) -> dict[str, Any]:
+    """None where JSON has no number: the error over one problem, infinite degrees of freedom."""
+    return {key: _json_value(value) for key, value in plain.items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _json_values(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 #: Told the model, the batches done, and how many there are.

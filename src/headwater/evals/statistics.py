@@ -2,8 +2,9 @@
 
 Everything is pure and seeded. The unit of chance is the problem: attempts at one problem
 stay together, because they are far from independent. With several seeds the training run is
-a second unit; problems and seeds are crossed (every seed meets the same problems), so a
-resample draws seeds, then one set of problems for all of them.
+a second unit; problems and seeds are crossed (every seed meets the same problems). The width
+of an interval is that of Student's t on the variance components (`evals.variance`), its shape
+that of a bootstrap which draws seeds, then one set of problems for all (`evals.resampling`).
 
 Suffixes: S seeds, Q problems, A attempts, R resamples. Scores lie in [0, 1].
 """
@@ -12,20 +13,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from typing import cast
 
 import numpy as np
-from scipy.stats import norm
 
 from headwater.errors import InputError
-from headwater.seeding import generator
+from headwater.evals.resampling import (
+    RESAMPLES,
+    calibrated_interval,
+    calibrated_share_interval,
+    resampled_means,
+    sign_flip_p_value,
+)
+from headwater.evals.variance import (
+    CONFIDENCE,
+    Spread,
+    at_least_p_value,
+    crossed_spread,
+    minimum_detectable_effect,
+    t_p_value,
+    t_quantile,
+)
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
-EXACT_PROBLEMS = 14  # up to here all 2^Q sign patterns are enumerated
-_CHUNK_ELEMENTS = 2_000_000  # bounds the memory of one block of resamples
+Answers = Sequence[Sequence[str | None]]  # [Q][A]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +61,45 @@ class Estimate:
 class Difference:
     """First minus second on the same problems.
 
-    standard_error: over problems with one seed; with several, the spread of the bootstrap,
-    which also covers seeds. p_value: two-sided, over problems, for these checkpoints.
+    spread: `crossed_spread`. low, high: the 95 % interval. p_problems: two-sided sign-flip
+    permutation over problems: do these very checkpoints differ? p_value: the larger of
+    p_problems and the two-sided t test over seeds and problems: do the training procedures
+    differ? With one seed it can only be p_problems, and says nothing of training luck.
     """
 
     mean: float
-    standard_error: float
+    spread: Spread
     low: float
     high: float
+    p_problems: float
     p_value: float
 
     @property
-    def minimum_detectable(self) -> float:
-        """Smallest true difference that 80 % of such comparisons would show at 5 %."""
-        return minimum_detectable_effect(self.standard_error)
+    def standard_error(self) -> float:
+        """Of the mean: over problems with one seed, over seeds and problems with several."""
+        return self.spread.standard_error
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Of the t test; inf where all problems differ alike."""
+        return self.spread.degrees_of_freedom
+
+    def minimum_detectable(self, comparisons: int = 1) -> float:
+        """Smallest true difference that 80 % of such studies would find at 5 %.
+
+        comparisons: how many p-values the study corrects; the difference has to pass Holm's
+        first step (Bonferroni), 5 % / comparisons. Raises InputError below one.
+        """
+        if comparisons < 1:
+            raise InputError(f"comparisons={comparisons}; count this one too: give 1 or more")
+        return minimum_detectable_effect(self.spread, significance=(1.0 - CONFIDENCE) / comparisons)
+
+    def p_not_below(self, margin: float) -> float:
+        """p-value of "first is worse than second by `margin` or more"; see `at_least_p_value`.
+
+        Small: first is at least as good as second within the margin.
+        """
+        return at_least_p_value(self.mean, self.spread, margin)
 
 
 def avg_at_k(correct: np.ndarray, *, seed: int = 0) -> Estimate:
@@ -101,25 +138,33 @@ def pass_at_k(correct: np.ndarray, k: int, *, seed: int = 0) -> Estimate:
 
 
 def maj_at_k(
-    answers: Sequence[Sequence[str | None]], correct: np.ndarray, *, seed: int = 0
+    answers: Answers | Sequence[Answers], correct: np.ndarray, *, seed: int = 0
 ) -> Estimate:
     """maj@k: is the most frequent answer of the k attempts right, averaged over problems.
 
-    answers: [Q][A], None where no answer could be read (it casts no vote; no vote at all is
-    wrong). correct: bool [Q, A]. A tie is drawn by lot, that is, its expectation is taken.
+    answers: [S][Q][A], None where no answer could be read (it casts no vote; no vote at all is
+    wrong). correct: bool [S, Q, A]. For one seed [Q][A] and [Q, A]. A tie is drawn by lot,
+    that is, its expectation is taken. Raises InputError when the shapes differ.
 
     >>> maj_at_k([["4", "4", "5"], ["1", None, "2"]],
     ...          np.array([[True, True, False], [True, False, False]])).mean
     0.75
     """
-    correct_QA = _attempts(correct)[0]
-    if [len(row) for row in answers] != [correct_QA.shape[1]] * correct_QA.shape[0]:
+    correct_SQA = _attempts(correct)
+    one_seed = np.ndim(correct) == 2
+    answers_SQA = [cast(Answers, answers)] if one_seed else cast(Sequence[Answers], answers)
+    given = [[len(row) for row in answers_QA] for answers_QA in answers_SQA]
+    seeds, problems, attempts = correct_SQA.shape
+    if given != [[attempts] * problems] * seeds:
         raise InputError(
-            f"answers of {len(answers)} problems against verdicts {correct_QA.shape}; "
-            "give one answer (or None) for each verdict"
+            f"answers of {len(answers)} {'problems' if one_seed else 'seeds'} against verdicts "
+            f"{np.shape(correct)}; give one answer (or None) for each verdict"
         )
-    score_Q = [_majority_score(row, right) for row, right in zip(answers, correct_QA, strict=True)]
-    return estimate(np.array([score_Q]), seed=seed)
+    score = [
+        [_majority_score(row, right) for row, right in zip(answers_QA, correct_QA, strict=True)]
+        for answers_QA, correct_QA in zip(answers_SQA, correct_SQA, strict=True)
+    ]
+    return estimate(np.array(score), seed=seed)
 
 
 def _majority_score(answers_A: Sequence[str | None], correct_A: np.ndarray) -> float:
@@ -135,18 +180,19 @@ def _majority_score(answers_A: Sequence[str | None], correct_A: np.ndarray) -> f
     return float(np.mean(share_right))
 
 
-def estimate(score: np.ndarray, *, seed: int = 0) -> Estimate:
+def estimate(score: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Mean of per-problem scores [S, Q] in [0, 1], with standard error and 95 % interval.
 
-    The interval is the percentile interval of `resampled_means`. Where every score is the
-    same a bootstrap would claim certainty, so `_same_score_interval` is used instead.
+    The interval is `calibrated_share_interval`. Where every score is the same, nothing is seen to
+    vary and certainty would be claimed, so `_same_score_interval` is used instead.
     """
     score_SQ = _scores(score)
     mean = float(score_SQ.mean())
-    if score_SQ.shape[1] == 1 or np.ptp(score_SQ) == 0.0:
+    if _nothing_varies(score_SQ):
         low, high = _same_score_interval(mean, score_SQ.shape[1], bottom=0.0)
     else:
-        low, high = _percentile_interval(resampled_means(score_SQ, seed=seed))
+        means_R = resampled_means(score_SQ, resamples=resamples, seed=seed)
+        low, high = calibrated_share_interval(means_R, mean, crossed_spread(score_SQ))
     return Estimate(
         mean=mean,
         standard_error=_error_over_problems(score_SQ.mean(axis=0)),
@@ -157,14 +203,19 @@ def estimate(score: np.ndarray, *, seed: int = 0) -> Estimate:
 
 
 def paired_difference(
-    first: np.ndarray, second: np.ndarray, *, pair_seeds: bool = True, seed: int = 0
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    pair_seeds: bool = True,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Difference:
     """first - second in avg@k on the same problems, with interval and p-value.
 
     first, second: bool [S, Q, A] or [Q, A]; attempts may differ, problems may not. Seeds are
     paired in order when their numbers agree and `pair_seeds` is set (arms of one run share
-    their root seeds); otherwise each side's seeds are drawn for themselves.
-    Raises InputError when the numbers of problems differ.
+    their root seeds); otherwise each side's seeds are drawn for themselves. resamples: of the
+    bootstrap and of the permutation. Raises InputError when the numbers of problems differ.
     """
     first_SQ, second_SQ = _attempts(first).mean(axis=2), _attempts(second).mean(axis=2)
     problems = first_SQ.shape[1]
@@ -175,52 +226,33 @@ def paired_difference(
         )
     gap_Q = first_SQ.mean(axis=0) - second_SQ.mean(axis=0)
     mean = float(gap_Q.mean())
-    one_seed = len(first_SQ) == len(second_SQ) == 1
     if pair_seeds and len(first_SQ) == len(second_SQ):
         parts = [first_SQ - second_SQ]
     else:
         parts = [first_SQ, -second_SQ]
-    if problems == 1 or all(np.ptp(part_SQ) == 0.0 for part_SQ in parts):
+    if _nothing_varies(*parts):
         low, high = _same_score_interval(mean, problems, bottom=-1.0)
-        spread = (high - low) / (2.0 * float(norm.ppf(0.5 + CONFIDENCE / 2)))
+        half_width = t_quantile(0.5 + CONFIDENCE / 2, math.inf)
+        spread = Spread((high - low) / 2.0 / half_width, math.inf)
     else:
-        means_R = resampled_means(*parts, seed=seed)
-        low, high = _percentile_interval(means_R)
-        spread = _error_over_problems(gap_Q) if one_seed else float(means_R.std(ddof=1))
+        spread = crossed_spread(*parts)
+        means_R = resampled_means(*parts, resamples=resamples, seed=seed)
+        low, high = calibrated_interval(means_R, mean, spread)
+    p_problems = sign_flip_p_value(gap_Q, permutations=resamples, seed=seed)
+    one_seed = len(first_SQ) == len(second_SQ) == 1
     return Difference(
         mean=mean,
-        standard_error=spread,
+        spread=spread,
         low=max(low, -1.0),
         high=min(high, 1.0),
-        p_value=sign_flip_p_value(gap_Q, seed=seed),
+        p_problems=p_problems,
+        p_value=p_problems if one_seed else max(p_problems, t_p_value(mean, spread)),
     )
 
 
-def sign_flip_p_value(gap_Q: np.ndarray, *, permutations: int = RESAMPLES, seed: int = 0) -> float:
-    """Two-sided p-value of a mean difference: how often random signs do as well or better.
-
-    gap_Q: float [Q], differences per problem; if the arms were alike, each could as well have
-    had the other sign. Up to `EXACT_PROBLEMS` non-zero differences every pattern is counted;
-    beyond, `permutations` random ones, with the observed one among them.
-
-    >>> sign_flip_p_value(np.array([1.0, 1.0, 1.0, 1.0]))  # 2 of 16 patterns
-    0.125
-    """
-    gap_N = np.asarray(gap_Q, dtype=np.float64)
-    gap_N = gap_N[gap_N != 0.0]
-    observed = abs(gap_N.sum())
-    if len(gap_N) == 0:
-        return 1.0
-    threshold = observed - 1e-9 * np.abs(gap_N).sum()  # equal sums differ in rounding
-    if len(gap_N) <= EXACT_PROBLEMS:
-        signs_RN = np.array(list(product((-1.0, 1.0), repeat=len(gap_N))))
-        return float(np.mean(np.abs(signs_RN @ gap_N) >= threshold))
-    rng = generator("statistics", "signs", seed)
-    as_large = 0
-    for rows in _blocks(permutations, len(gap_N)):
-        signs_RN = rng.integers(0, 2, size=(rows, len(gap_N)), dtype=np.int8) * 2.0 - 1.0
-        as_large += int(np.count_nonzero(np.abs(signs_RN @ gap_N) >= threshold))
-    return (1 + as_large) / (1 + permutations)
+def _nothing_varies(*parts_SQ: np.ndarray) -> bool:
+    """Whether there is one problem, or every part is the same number throughout."""
+    return parts_SQ[0].shape[1] == 1 or all(np.ptp(part_SQ) < 1e-12 for part_SQ in parts_SQ)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -235,70 +267,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = running
     return corrected
-
-
-def minimum_detectable_effect(
-    standard_error: float, *, significance: float = 0.05, power: float = 0.8
-) -> float:
-    """Smallest true effect found with probability `power` by a two-sided test.
-
-    (z_{1 - significance/2} + z_power) * standard_error, in the unit of standard_error.
-
-    >>> round(minimum_detectable_effect(0.01), 4)
-    0.028
-    """
-    return float((norm.ppf(1.0 - significance / 2.0) + norm.ppf(power)) * standard_error)
-
-
-def resampled_means(*parts_SQ: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Bootstrap means [R]: draw S seeds, then Q problems shared by all the seeds drawn.
-
-    parts_SQ: one or more float [S, Q]; their means are added. Each part draws its own seeds
-    (S may differ) and all parts the same problems. Drawing S seeds out of S shows only
-    (S - 1)/S of their variance, a third too little for three seeds; the weights are stretched
-    so that none is missing.
-    """
-    rng = generator("statistics", "bootstrap", seed)
-    weights_RS = np.concatenate(
-        [_seed_weights(len(part_SQ), resamples, rng) for part_SQ in parts_SQ], axis=1
-    )
-    score_SQ = np.concatenate(parts_SQ)
-    return np.einsum("rs,rs->r", weights_RS, _resampled_problems(score_SQ, resamples, rng))
-
-
-def _seed_weights(seeds: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """[R, S] weights summing to 1 per resample, with the variance of an unbiased estimate."""
-    if seeds == 1:
-        return np.ones((resamples, 1))
-    counts_RS = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=resamples)
-    return 1.0 / seeds + (counts_RS - 1.0) / seeds * math.sqrt(seeds / (seeds - 1.0))
-
-
-def _resampled_problems(
-    score_SQ: np.ndarray, resamples: int, rng: np.random.Generator
-) -> np.ndarray:
-    """[R, S] mean scores over Q problems drawn with replacement, the same for every seed."""
-    seeds, problems = score_SQ.shape
-    means_RS = np.empty((resamples, seeds))
-    done = 0
-    for rows in _blocks(resamples, problems * seeds):
-        drawn_RQ = rng.integers(0, problems, size=(rows, problems))
-        means_RS[done : done + rows] = score_SQ[:, drawn_RQ].mean(axis=2).T
-        done += rows
-    return means_RS
-
-
-def _blocks(rows: int, row_elements: int) -> Iterator[int]:
-    block = max(1, _CHUNK_ELEMENTS // max(1, row_elements))
-    while rows > 0:
-        yield min(block, rows)
-        rows -= block
-
-
-def _percentile_interval(means_R: np.ndarray) -> tuple[float, float]:
-    tail = (1.0 - CONFIDENCE) / 2.0
-    low, high = np.quantile(means_R, [tail, 1.0 - tail])
-    return float(low), float(high)
 
 
 def _same_score_interval(mean: float, problems: int, *, bottom: float) -> tuple[float, float]:

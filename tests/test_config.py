@@ -149,9 +149,89 @@ def test_resolved_recipe_reads_back_equal(tmp_path: Path) -> None:
 
 def test_schema_knows_every_key_and_refuses_others() -> None:
     schema = recipe_schema()
-    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert set(schema["properties"]) == {*Recipe.model_fields, "profiles"}
     assert schema["additionalProperties"] is False
     assert set(schema["required"]) == {"name", "task", "models", "pools", "arms"}
+
+
+# --- profiles ------------------------------------------------------------------------------------
+
+PROFILES = """
+profiles:
+  fast:
+    name: study-fast
+    stages: {grpo: {steps: 2}, opd: {targets: full}}
+    seeds: [0]
+  misspelt: {stages: {grpo: {stesp: 2}}, seedz: [1], models: {student: {surce: x}}}
+  bad_value: {stages: {opd: {kl: sideways}, grpo: {lr: -1}}}
+  empty: {}
+"""
+
+
+@pytest.fixture
+def profiled(tmp_path: Path) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE + PROFILES)
+    return path
+
+
+def test_a_profile_merges_mappings_and_replaces_the_rest(profiled: Path) -> None:
+    recipe = load_recipe(profiled, profile="fast")
+    assert (recipe.name, recipe.seeds) == ("study-fast", (0,))
+    assert (recipe.stages.grpo.steps, recipe.stages.grpo.lr) == (2, 1e-3)
+    assert recipe.stages.opd.targets == FullVocabulary()
+    assert recipe.pools.labels == 100
+    plain_recipe = load_recipe(profiled)
+    assert plain_recipe == validate_recipe(plain())
+    assert load_recipe(profiled, profile="empty") == plain_recipe
+
+
+def test_overrides_win_over_a_profile(profiled: Path) -> None:
+    assert load_recipe(profiled, ["stages.grpo.steps=9"], "fast").stages.grpo.steps == 9
+
+
+def test_the_resolved_recipe_has_no_profiles(profiled: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(profiled, profile="fast")
+    write_resolved(recipe, tmp_path / "recipe.yaml")
+    assert "profiles" not in yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_an_unknown_profile_lists_the_names(profiled: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--profile fats: .*fast, misspelt, bad_value, empty"):
+        load_recipe(profiled, profile="fats")
+    (tmp_path / "bare.yaml").write_text(RECIPE)
+    with pytest.raises(InputError, match="choose from none; add it under `profiles`"):
+        load_recipe(tmp_path / "bare.yaml", profile="fast")
+
+
+def test_errors_of_a_chosen_profile_point_into_it(profiled: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(profiled, profile="misspelt")
+    text = str(caught.value)
+    assert "profiles.misspelt.stages.grpo.stesp: unknown key; did you mean 'steps'?" in text
+    assert "profiles.misspelt.seedz: unknown key; did you mean 'seeds'?" in text
+    assert "profiles.misspelt.models.student.surce: unknown key" in text
+    with pytest.raises(InputError) as caught:
+        load_recipe(profiled, profile="bad_value")
+    text = str(caught.value)
+    assert "profiles.bad_value.stages.opd.kl" in text
+    assert "profiles.bad_value.stages.grpo.lr" in text
+    with pytest.raises(InputError, match=r"r\.yaml: stages\.grpo\.lr"):
+        load_recipe(profiled, ["stages.grpo.lr=-2", "stages.opd.kl=reverse"], "bad_value")
+
+
+@pytest.mark.parametrize(
+    ("profiles", "chosen", "says"),
+    [("[fast]", None, "profiles is a list"), ("{fast: 3}", "fast", "profiles.fast is no mapping")],
+)
+def test_profiles_that_are_no_mappings_are_refused(
+    tmp_path: Path, profiles: str, chosen: str | None, says: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"{RECIPE}\nprofiles: {profiles}\n")
+    with pytest.raises(InputError, match=says):
+        load_recipe(path, profile=chosen)
 
 
 # --- overrides -----------------------------------------------------------------------------------

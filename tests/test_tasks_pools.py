@@ -106,6 +106,17 @@ def test_more_labels_contain_the_fewer_and_move_nothing_else() -> None:
         assert ids(few[name]) == ids(many[name])
 
 
+def test_the_first_of_a_pool_is_a_pool() -> None:
+    pools = make_pools(numbered(20), labels=10, split=["1H", "2H"], prompts=4)
+    assert pools["labels:3"] == pools["labels"][:3]
+    assert [label.problem_id for label in pools.labels("1H:2")] == ids(pools["1H"][:2])
+    assert pools["labels:10"] == pools["labels"]
+    with pytest.raises(InputError, match="'prompts' is never graded"):
+        pools.labels("prompts:2")
+    with pytest.raises(InputError, match="pool 'worked:2' has no problems"):
+        pools["worked:2"]
+
+
 def test_the_same_text_is_never_in_two_pools() -> None:
     data = problems(*(f"Find ${n}+x$." for n in range(5)), *(f"find {n} + x" for n in range(5)))
     pools = make_pools(data, labels=3, prompts=2)

@@ -18,6 +18,10 @@ class InputError(HeadwaterError):
     exit_code = 2
 
 
+class SourceUnavailable(InputError):
+    """A data source that is elsewhere and cannot be reached from here; planning goes on without."""
+
+
 class StageError(HeadwaterError):
     """A stage could not finish; everything published before it is kept."""
 

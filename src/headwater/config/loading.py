@@ -1,4 +1,4 @@
-"""Reading a recipe: YAML, `--set` overrides, and errors that name file, key and cure."""
+"""Reading a recipe: YAML, a profile, `--set` overrides, and errors that name file, key and cure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from headwater.config.explain import explain
-from headwater.config.recipe import Recipe
+from headwater.config.recipe import Recipe, _merge
 from headwater.errors import InputError
 
 
@@ -53,10 +53,11 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}, {error}") from None
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and validate a recipe file.
+def load_recipe(path: Path, overrides: Sequence[str] = (), profile: str | None = None) -> Recipe:
+    """Read a recipe file, lay a profile of it over it, override and validate.
 
-    overrides: `a.b=value` strings, value in YAML. Raises InputError that lists every problem.
+    profile: one of the file's `profiles`. overrides: `a.b=value` strings, value in YAML; they
+    win over the profile. Raises InputError that lists every problem.
     """
     if not path.is_file():
         raise InputError(
@@ -69,18 +70,81 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+    data, changes = _take_profile(data, profile, str(path))
+    data = _merge(data, changes)
     for override in overrides:
         data = apply_override(data, override)
-    return validate_recipe(data, where=str(path))
+    return _validate(data, str(path), {} if profile is None else {profile: changes})
 
 
 def validate_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A Recipe from plain values. Raises InputError that lists every problem."""
+    return _validate(data, where, {})
+
+
+def _validate(
+    data: Mapping[str, Any], where: str, profiles: Mapping[str, Mapping[str, Any]]
+) -> Recipe:
+    """profiles: what was laid over the recipe, by name, so that an error can point there."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        lines = [explain(Recipe, item) for item in error.errors()]
+        lines = [
+            f"{_origin(item['loc'], data, profiles)}{explain(Recipe, item)}"
+            for item in error.errors()
+        ]
         raise InputError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+# --- profiles ------------------------------------------------------------------------------------
+
+
+def _take_profile(
+    data: Mapping[str, Any], name: str | None, where: str
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The recipe without its key `profiles`, and the changes that the profile `name` makes."""
+    rest = {key: value for key, value in data.items() if key != "profiles"}
+    profiles = data.get("profiles") or {}
+    if not isinstance(profiles, Mapping):
+        raise InputError(
+            f"{where}: profiles is a {type(profiles).__name__}; write {{NAME: {{recipe keys}}}}"
+        )
+    if name is None:
+        return rest, {}
+    if name not in profiles:
+        known = ", ".join(map(str, profiles)) or "none; add it under `profiles`"
+        raise InputError(f"--profile {name}: not a profile of {where}; choose from {known}")
+    changes = profiles[name]
+    if not isinstance(changes, Mapping):
+        raise InputError(f"{where}: profiles.{name} is no mapping; give it keys of a recipe")
+    return rest, changes
+
+
+def _origin(
+    location: Sequence[Any], data: Mapping[str, Any], profiles: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """`profiles.NAME.` where what stands at `location` came from that profile, else nothing."""
+    for name, changes in profiles.items():
+        if location and _at(changes, location) is not None:
+            same = _at(changes, location) == _at(data, location)
+            return f"profiles.{name}." if same else ""
+    return ""
+
+
+def _at(data: Any, location: Sequence[Any]) -> tuple[Any] | None:
+    """What stands at an error's location, as a tuple of one; None where nothing does."""
+    found = False
+    for part in location:
+        found = (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        )
+        if found:
+            data = data[part]
+        # Else a part that pydantic adds (which variant of a union it tried), or nothing.
+    return (data,) if found else None
+
+
+# --- overrides -----------------------------------------------------------------------------------
 
 
 def apply_override(data: Mapping[str, Any], override: str) -> dict[str, Any]:
@@ -113,6 +177,9 @@ def _set(data: Any, parts: Sequence[str], value: Any, override: str) -> Any:
     return {**data, head: _set(data.get(head), rest, value, override) if rest else value}
 
 
+# --- writing -------------------------------------------------------------------------------------
+
+
 def write_resolved(recipe: Recipe, path: Path) -> None:
     """Write the recipe with every default filled in, as YAML that `load_recipe` reads."""
     plain = json.loads(recipe.model_dump_json())
@@ -138,5 +205,15 @@ def _unresolve(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of the recipe, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    """JSON Schema of a recipe file, for editors."""
+    schema = Recipe.model_json_schema()
+    profiles = {
+        "description": "Recipe keys laid over the recipe with --profile NAME.",
+        "type": "object",
+        "additionalProperties": {"type": "object"},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "properties": {**schema["properties"], "profiles": profiles},
+    }

@@ -15,8 +15,11 @@ from pydantic import (
     model_validator,
 )
 
+from headwater.config.arms import Arm, Chain, ChainItem, Name
 from headwater.config.base import Settings
+from headwater.config.claims import Contrast, Hypothesis, MapSpec
 from headwater.config.explain import explain
+from headwater.config.paper import expand
 from headwater.config.stages import (
     READS_TEACHER,
     STAGE_MODELS,
@@ -30,8 +33,6 @@ from headwater.config.stages import (
     WarmupStage,
     _tuple,
 )
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 
 
 class Task(Settings):
@@ -51,41 +52,10 @@ class Task(Settings):
     verifier_timeout_seconds: PositiveFloat = 5.0
 
 
-class ChainItem(Settings):
-    """One stage of a chain: its kind, its pool, and the settings that differ from the default.
-
-    Written `grpo`, `{grpo: 1H}` or `{grpo: {pool: 1H, steps: 50}}`.
-    """
-
-    kind: Literal["pretrain", "sft", "grpo", "warmup", "sample_sft", "opd"]
-    pool: str | None = None
-    overrides: dict[str, Any] = Field(default_factory=dict)
-
-
-def _chain_item(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"kind": value}
-    if isinstance(value, Mapping) and len(value) == 1 and "kind" not in value:
-        ((kind, body),) = value.items()
-        if body is None:
-            return {"kind": kind}
-        if isinstance(body, str):
-            return {"kind": kind, "pool": body}
-        if isinstance(body, Mapping):
-            rest = {k: v for k, v in body.items() if k != "pool"}
-            return {"kind": kind, "pool": body.get("pool"), "overrides": rest}
-    return value
-
-
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{list(seeds)} repeats a seed; give each once, for instance [0, 1, 2]")
     return seeds
-
-
-Chain = Annotated[
-    tuple[Annotated[ChainItem, BeforeValidator(_chain_item)], ...], BeforeValidator(_tuple)
-]
 
 
 class ModelSpec(Settings):
@@ -112,9 +82,33 @@ class PoolSpec(Settings):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every pool a stage may name."""
+        """Every pool a stage may name; NAME:n is the first n problems of one."""
         optional = [n for n in ("prompts", "worked", "validation") if getattr(self, n)]
         return ("labels", *self.split, *optional)
+
+    def size(self, name: str) -> int:
+        """Problems of a pool, as far as the recipe alone can tell."""
+        if name in self.split:
+            part = self.split.index(name)
+            return len(range(part, self.labels, len(self.split)))
+        return int(getattr(self, name))
+
+    def problem_with(self, name: str) -> str | None:
+        """What is wrong with a pool's name, or None."""
+        whole, colon, first = name.partition(":")
+        if whole not in self.names:
+            return (
+                f"pool {name!r} is not one of {', '.join(self.names)}; name one of these or add "
+                "it under `pools`"
+            )
+        if not colon:
+            return None
+        if not (first.isascii() and first.isdigit() and 0 < int(first) <= self.size(whole)):
+            return (
+                f"pool {name!r}: expected {whole}:N with N from 1 to {self.size(whole)}, the "
+                "pool's size; take fewer, or make the pool larger"
+            )
+        return None
 
 
 class Stages(Settings):
@@ -126,38 +120,6 @@ class Stages(Settings):
     warmup: WarmupStage = WarmupStage()
     sample_sft: SampleSFTStage = SampleSFTStage()
     opd: OPDStage = OPDStage()
-
-
-class Arm(Settings):
-    """A route for the labels: what trains the teacher, then what trains the student.
-
-    An arm without `student` is evaluated on its teacher. An empty chain is the base model.
-    """
-
-    title: str | None = None
-    teacher: Chain | None = None
-    student: Chain | None = None
-    teacher_model: Name = "teacher"
-    student_model: Name = "student"
-
-    @property
-    def evaluates(self) -> Literal["teacher", "student"]:
-        """Which of the two models this arm's row is about."""
-        return "teacher" if self.student is None else "student"
-
-    @model_validator(mode="after")
-    def _has_a_model(self) -> Self:
-        if self.teacher is None and self.student is None:
-            raise ValueError("an arm needs a `teacher` or a `student` chain (it may be empty: [])")
-        return self
-
-
-class Contrast(Settings):
-    """Two arms and what they may differ in."""
-
-    better: Name
-    than: Name
-    differs_in: Annotated[tuple[str, ...], BeforeValidator(_tuple)] | None = None
 
 
 class Budget(Settings):
@@ -182,6 +144,18 @@ class Evaluation(Settings):
     batch_prompts: PositiveInt = 64
 
 
+class Diagnostics(Settings):
+    """How a student's distance to its teacher is measured before, between and after transfers.
+
+    prompts: of the transfer's pool, 0 for none. positions: parts of a response told apart.
+    """
+
+    prompts: Annotated[int, Field(ge=0)] = 64
+    rollouts_per_prompt: PositiveInt = 1
+    positions: PositiveInt = 4
+    sampling: Sampling | None = None
+
+
 class Compute(Settings):
     """Where and how it runs. `processes` independent stages at once, `threads` each."""
 
@@ -203,7 +177,10 @@ class Recipe(Settings):
     stages: Stages = Stages()
     arms: dict[Name, Arm] = Field(min_length=1)
     contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(_tuple)] = ()
+    hypotheses: dict[Name, Hypothesis] = Field(default_factory=dict)
+    map: MapSpec | None = None
     evaluation: Evaluation = Evaluation()
+    diagnostics: Diagnostics = Diagnostics()
     budget: Budget = Budget()
     compute: Compute = Compute()
     seeds: Annotated[
@@ -212,6 +189,12 @@ class Recipe(Settings):
         Field(min_length=1),
         AfterValidator(_distinct),
     ] = (0,)
+
+    @property
+    def comparisons(self) -> tuple[Contrast, ...]:
+        """Every distinct contrast: the hypotheses' claims, then the others."""
+        claims = [claim for one in self.hypotheses.values() for claim in one.claims]
+        return tuple(dict.fromkeys((*claims, *self.contrasts)))
 
     def stage(self, item: ChainItem) -> ModelStage:
         """The settings of a chain's stage: the recipe's defaults with the item's overrides."""
@@ -231,6 +214,19 @@ class Recipe(Settings):
             return "prompts"
         return "labels"
 
+    def pools_read(self) -> frozenset[str]:
+        """Every pool that some stage of an arm or of a model's preparation reads."""
+        chains = [spec.prepare for spec in self.models.values()]
+        for arm in self.arms.values():
+            chains += [arm.teacher or (), arm.student or ()]
+        pools = (self.pool(item) for chain in chains for item in chain)
+        return frozenset(pool for pool in pools if pool is not None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out(cls, data: Any) -> Any:
+        return expand(data) if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         problems = [
@@ -238,6 +234,7 @@ class Recipe(Settings):
             *_model_problems(self),
             *_arm_problems(self),
             *_contrast_problems(self),
+            *_map_problems(self),
         ]
         if problems:
             raise ValueError("; ".join(problems))
@@ -315,11 +312,10 @@ def _prune_circle(recipe: Recipe, name: str) -> list[str]:
 def _item_problems(recipe: Recipe, item: ChainItem, where: str) -> list[str]:
     found = []
     pool = recipe.pool(item)
-    if pool is not None and pool not in recipe.pools.names:
-        found.append(
-            f"{where}: pool {pool!r} is not one of {', '.join(recipe.pools.names)}; "
-            "name one of these or add it under `pools`"
-        )
+    wrong = None if pool is None else recipe.pools.problem_with(pool)
+    if wrong is not None:
+        found.append(f"{where}: {wrong}")
+    pool = None if pool is None else pool.partition(":")[0]
     if item.kind == "pretrain" and item.pool is not None:
         found.append(
             f"{where}: pretrain makes its own traces and reads no pool, but is given "
@@ -366,14 +362,36 @@ def _arm_problems(recipe: Recipe) -> list[str]:
 
 
 def _contrast_problems(recipe: Recipe) -> list[str]:
+    found = []
+    named = [(f"contrasts[{index}]", one) for index, one in enumerate(recipe.contrasts)]
+    for name, hypothesis in recipe.hypotheses.items():
+        named += [
+            (f"hypotheses.{name}.claims[{index}]", one)
+            for index, one in enumerate(hypothesis.claims)
+        ]
+    for where, contrast in named:
+        if contrast.better == contrast.than:
+            found.append(f"{where}: {contrast.better!r} is compared with itself; name two arms")
+        for side, arm in (("better", contrast.better), ("than", contrast.than)):
+            if arm not in recipe.arms:
+                found.append(
+                    f"{where}.{side}: {arm!r} is not an arm; choose from {sorted(recipe.arms)}"
+                )
+    return found
+
+
+def _map_problems(recipe: Recipe) -> list[str]:
+    spec = recipe.map
+    if spec is None:
+        return []
     found = [
-        f"contrasts[{index}]: {contrast.better!r} is compared with itself; name two arms"
-        for index, contrast in enumerate(recipe.contrasts)
-        if contrast.better == contrast.than
+        f"map.{role}: {getattr(spec, role)!r} is not an arm; choose from {sorted(recipe.arms)}"
+        for role in ("rule", "against")
+        if getattr(spec, role) not in recipe.arms
     ]
-    return found + [
-        f"contrasts[{index}].{side}: {arm!r} is not an arm; choose from {sorted(recipe.arms)}"
-        for index, contrast in enumerate(recipe.contrasts)
-        for side, arm in (("better", contrast.better), ("than", contrast.than))
-        if arm not in recipe.arms
+    found += [
+        f"map.students: {student!r} is not one of {sorted(recipe.models)}; add it under `models`"
+        for student in spec.students
+        if student not in recipe.models
     ]
+    return found

@@ -20,7 +20,7 @@ class Pools:
 
     `labels` is what the run may read gold answers of, its parts named by the split; `worked`
     has worked solutions, `validation` is graded while training, `prompts` is never graded:
-    its labels cannot be had.
+    its labels cannot be had. `NAME:n` is the first n problems of a pool.
     """
 
     def __init__(self, pools: dict[str, LabelledProblems]) -> None:
@@ -40,7 +40,7 @@ class Pools:
 
         Raises InputError for `prompts`, which is never graded, and for an empty pool.
         """
-        if name == _UNGRADED:
+        if name.partition(":")[0] == _UNGRADED:
             raise InputError(
                 f"pool {_UNGRADED!r} is never graded; give the stage a pool with labels: "
                 + ", ".join(existing for existing in self.names if existing != _UNGRADED)
@@ -52,12 +52,17 @@ class Pools:
         return self._pool(name)
 
     def _pool(self, name: str) -> LabelledProblems:
-        if name not in self._pools:
+        whole, _, first = name.partition(":")
+        if whole not in self._pools:
             raise InputError(
                 f"pool {name!r} has no problems; set its size under pools, or use one of "
                 + ", ".join(self.names)
             )
-        return self._pools[name]
+        pool = self._pools[whole]
+        if not first:
+            return pool
+        chosen = {problem.id for problem in pool.problems[: int(first)]}
+        return pool.only(lambda problem: problem.id in chosen)
 
 
 def make_pools(

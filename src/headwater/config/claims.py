@@ -1,0 +1,70 @@
+"""What a study claims: contrasts of two arms, hypotheses made of them, and the map."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from headwater.config.arms import Name
+from headwater.config.base import Settings
+from headwater.config.stages import _tuple
+
+Account = Literal["labels", "verifier_calls", "generated_tokens", "updates"]
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _tuple(value)
+
+
+class Contrast(Settings):
+    """`better` is expected to do better than `than`, and differs from it in what it says.
+
+    differs_in: aspects (see `headwater.workflow.contrasts.ASPECTS`) or single settings as
+    KIND.KEY, such as grpo.lr. None lets the arms' make-up differ, and no setting.
+    match: accounts on which `than` is made to spend what `better` spends, by an arm of its own.
+    not_worse_by: the claim is only that `better` is not behind by this share or more.
+    """
+
+    better: Name
+    than: Name
+    differs_in: Annotated[tuple[str, ...], BeforeValidator(_tuple)] | None = None
+    match: Account | None = None
+    not_worse_by: PositiveFloat | None = None
+
+
+class Hypothesis(Settings):
+    """A statement that holds if all of its claims do, and fails if one of them is reversed."""
+
+    statement: str
+    claims: Annotated[tuple[Contrast, ...], BeforeValidator(_tuple), Field(min_length=1)]
+
+
+class MapSpec(Settings):
+    """Where `rule` beats `against`: both arms anew for every student and number of labels.
+
+    students: names of models that take the student's place. labels: how many of the pool
+    `labels` every stage of the two arms may read.
+    """
+
+    rule: Name
+    against: Name
+    students: Annotated[tuple[Name, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    labels: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuple), Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for key in ("students", "labels"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"map.{key}={list(values)} repeats a value; give each once")
+        return self
+
+    def cell(self, role: str, student: str, labels: int) -> str:
+        """Name of the arm that stands for "rule" or "against" in one cell."""
+        template = self.rule if role == "rule" else self.against
+        return f"{template}.{student}.{labels}"
+
+    def base(self, student: str) -> str:
+        """Name of the arm that is a cell's untrained student."""
+        return f"base.{student}"

@@ -21,6 +21,7 @@ from headwater.stages.job import StageContext, StageJob
 from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.verify.vault import LabelVault
 from headwater.verify.verifiers import make_verifier
+from headwater.workflow.graph import EVALUATES
 from headwater.workflow.registry import run_stage
 
 TASK = "task:arithmetic?steps=1-2&count=10&seed=3&operations=%2B-"
@@ -65,7 +66,7 @@ class Run:
 
     def start(self, stop_at: int | None = None) -> Run:
         """Run to the end, or be asked to stop once step `stop_at` is done."""
-        kind = "eval" if self.job.kind == "evaluate" else "train"
+        kind = "eval" if self.job.kind in EVALUATES else "train"
         self.job.output_dir.mkdir(parents=True, exist_ok=True)
         self.job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         with self.ledger() as ledger, make_verifier("exact") as verifier:
@@ -93,7 +94,7 @@ class Run:
 
     def spent(self, physical: bool = False) -> dict[str, float]:
         """Counts of the stage, without how long it took and how much memory."""
-        kind = "eval" if self.job.kind == "evaluate" else "train"
+        kind = "eval" if self.job.kind in EVALUATES else "train"
         with self.ledger() as ledger:
             total = ledger.physical(kind) if physical else ledger.spending(None, kind)
         found = total.as_dict()

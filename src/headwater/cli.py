@@ -36,6 +36,10 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a.b=value; repeatable.")
 ]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="Lay this profile of the recipe over it."),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME.")
 ]
@@ -84,6 +88,7 @@ def _without_a_verb(
 @app.command()
 def run(
     recipe: RecipeArgument,
+    profile: ProfileOption = None,
     set_: SetOption = [],  # noqa: B006 - typer's way to write a repeatable option
     out: OutOption = None,
     seeds: SeedsOption = None,
@@ -94,6 +99,7 @@ def run(
     result = api.run(
         recipe,
         out,
+        profile=profile,
         overrides=set_,
         seeds=_numbers(seeds),
         arms=_names(arms),
@@ -107,14 +113,40 @@ def run(
 @app.command()
 def plan(
     recipe: RecipeArgument,
+    profile: ProfileOption = None,
     set_: SetOption = [],  # noqa: B006
     out: OutOption = None,
     seeds: SeedsOption = None,
     arms: ArmsOption = None,
+    mean_response: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS", min=1, help="Expected response length; default the longest allowed."
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        float, typer.Option(metavar="GIB", min=1, help="Memory of one GPU (compute.device: cuda).")
+    ] = 80.0,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Hours on N GPUs; default as few as each stage fits."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a run would do and cost, without training anything."""
-    result = api.plan(recipe, out, overrides=set_, seeds=_numbers(seeds), arms=_names(arms))
+    result = api.plan(
+        recipe,
+        out,
+        profile=profile,
+        overrides=set_,
+        seeds=_numbers(seeds),
+        arms=_names(arms),
+        mean_response=mean_response,
+        gpu_memory_gib=gpu_memory,
+        gpus=gpus,
+    )
     _print(result, console.show_plan, as_json)
 
 

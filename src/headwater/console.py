@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headwater.evals.statistics import Estimate
     from headwater.ledger.spending import Spending
     from headwater.workflow.estimate import Plan
+    from headwater.workflow.stage_groups import StageGroup
 
 _HEALTH_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
@@ -36,6 +37,8 @@ _PLANNED = {
     "seconds": "time",
     "peak_memory_bytes": "memory",
 }
+# More stages than this are shown in groups, seeds and arms together.
+_MOST_ROWS = 40
 _PLANNED_OF_A_STAGE = ("labels", "verifier_calls", "generated_tokens", "updates", "seconds")
 
 
@@ -57,16 +60,23 @@ def show_samples(
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    """Distinct stages, what each arm uses, the totals and the warnings."""
+    """Distinct stages, what each arm uses, GPUs, the totals and the warnings."""
     from headwater.report.quantities import duration
+    from headwater.workflow.stage_groups import grouped
 
-    console.print(_planned_stages(plan))
-    console.print(_planned_arms(plan))
+    many = len(plan.stages) > _MOST_ROWS
+    console.print(_planned_groups(plan, grouped(plan.stages)) if many else _planned_stages(plan))
+    console.print(_planned_arms(plan, together=many))
+    if plan.assumptions is not None:
+        to_do = grouped(stage for stage in plan.stages if not stage.cached)
+        console.print(_planned_gpus(plan, to_do))
+        console.print(plan.assumptions)
     for warning in plan.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
     console.print(
         f"About {duration(plan.to_do.seconds)} to go; nothing was trained. Tokens are upper bounds "
-        "(each response as long as it may get); FLOPs, time and memory are orders of magnitude."
+        "(each response as long as it may get, unless --mean-response says less); FLOPs, time and "
+        "memory are orders of magnitude."
     )
 
 
@@ -83,11 +93,30 @@ def _planned_stages(plan: Plan) -> Table:
     return table
 
 
-def _planned_arms(plan: Plan) -> Table:
+def _planned_groups(plan: Plan, groups: Iterable[StageGroup]) -> Table:
+    shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
+    table = _table("stage", "model", "on", "stages", "seeds", "arms", "cached", *shown.values())
+    table.title = f"{plan.name}: {len(plan.stages)} distinct stages, those of a kind together"
+    for group in groups:
+        counts = (str(len(items)) if items else "-" for items in (group.seeds, group.arms))
+        cached = str(group.cached) if group.cached else ""
+        amounts = _planned_amounts(group.spending, shown)
+        what = (group.kind, group.model, group.pool or "", str(group.stages))
+        table.add_row(*what, *counts, cached, *amounts)
+    return table
+
+
+def _planned_arms(plan: Plan, *, together: bool) -> Table:
+    """together: one row for the seeds of an arm that take the same."""
     table = _table("what it takes", "seed", *_PLANNED.values())
-    table.title = "each arm with its shared stages; then the whole run, each stage once"
+    each = ", a row for each of its seeds" if together else ""
+    table.title = f"each arm with its shared stages{each}; then the whole run, each stage once"
+    rows: dict[tuple[str, Spending, int | None], list[str]] = {}
     for arm in plan.arms:
-        table.add_row(arm.arm, str(arm.seed), *_planned_amounts(arm.spending, _PLANNED))
+        alike = rows.setdefault((arm.arm, arm.spending, None if together else arm.seed), [])
+        alike.append(str(arm.seed))
+    for (name, spending, _), seeds in rows.items():
+        table.add_row(name, ", ".join(seeds), *_planned_amounts(spending, _PLANNED))
     table.add_section()
     for name, spending in (
         ("all training", plan.training),
@@ -95,6 +124,42 @@ def _planned_arms(plan: Plan) -> Table:
         ("still to do", plan.to_do),
     ):
         table.add_row(name, "", *_planned_amounts(spending, _PLANNED))
+    return table
+
+
+def _planned_gpus(plan: Plan, groups: Iterable[StageGroup]) -> Table:
+    """GPUs, memory and hours of the stages still to do."""
+    from headwater.report.quantities import count, hours, spent
+
+    parts = ("weights", "optimiser", "activations", "KV cache", "beside", "rows")
+    table = _table("stage", "model", "on", "stages", "GPUs", "each", "h", "GPU-h", *parts)
+    table.title = "on GPUs, still to do: how many a stage needs, memory of each, hours of all"
+    for group in groups:
+        need = group.largest
+        if need is None:
+            continue
+        held = (
+            need.weights_bytes,
+            need.optimiser_bytes,
+            need.activations_bytes,
+            need.kv_cache_bytes,
+            need.beside_bytes,
+        )
+        table.add_row(
+            group.kind,
+            group.model,
+            group.pool or "",
+            str(group.stages),
+            str(need.gpus),
+            spent("peak_memory_bytes", need.bytes_per_gpu),
+            hours(group.spending.seconds / 3600),
+            hours(group.gpu_hours),
+            *(spent("peak_memory_bytes", amount) for amount in held),
+            count(need.decoding_rows) if need.decoding_rows else "-",
+        )
+    table.add_section()
+    totals = (hours(plan.to_do.seconds / 3600), hours(plan.gpu_hours))
+    table.add_row("total", "", "", "", "", "", *totals)
     return table
 
 

@@ -50,10 +50,12 @@ def find_recipe(name_or_path: str | Path) -> Path:
     if path.is_dir():
         raise InputError(f"{path}: a folder, expected a recipe file; give the YAML file in it")
     shipped = {recipe.name: recipe.path for recipe in shipped_recipes()}
-    if path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml"):
-        if path.stem in shipped:
-            return shipped[path.stem]
-        near = difflib.get_close_matches(path.stem, shipped, n=1)
+    name = path.name.removesuffix(".yaml")  # a name may hold a dot: qwen3-1.7b
+    at_hand = path.parent in (Path(), Path("recipes"))
+    if at_hand and name in shipped:
+        return shipped[name]
+    if at_hand and path.suffix in ("", ".yaml"):
+        near = difflib.get_close_matches(name, shipped, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped ones: {', '.join(shipped)}"
         raise InputError(f"{path}: no such recipe, neither a file nor a shipped one; {hint}")
     raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 from headwater.config.recipe import ModelSpec
 from headwater.errors import InputError
 from headwater.models.config_file import decoder_config, read_config
+from headwater.models.known_sizes import known_config
 from headwater.models.source_names import SourceKind, describe_source, kept_layers
 from headwater.models.tiny_sizes import tiny_config_values
 
@@ -45,6 +46,7 @@ class ModelSize:
     parameters: all, a tied embedding counted once. matmul_parameters: those that every
     token is multiplied with (layers and head, not the input embedding; of experts the
     active ones). kv_values_per_token: numbers the KV cache keeps of one token.
+    attention_width: of all query heads together.
     """
 
     parameters: int
@@ -53,6 +55,7 @@ class ModelSize:
     hidden: int
     vocabulary: int
     kv_values_per_token: int
+    attention_width: int
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:
@@ -89,6 +92,7 @@ def model_size(config: Mapping[str, Any]) -> ModelSize:
         hidden=hidden,
         vocabulary=vocabulary,
         kv_values_per_token=2 * layers * kv_heads * head_dim,
+        attention_width=heads * head_dim,
     )
 
 
@@ -137,9 +141,9 @@ def source_config(
 ) -> dict[str, Any] | None:
     """The config.json values of `source` as far as its size needs them; None if not known yet.
 
-    Not known are hub models that are not in a local folder and GGUF files: they are read
-    when materialised. layers, parent: for prune, the choice and the parent's values.
-    Raises InputError for a source or a choice of layers that does not exist.
+    Not known are GGUF files and hub models that are neither in a local folder nor in
+    `known_sizes`: they are read when materialised. layers, parent: for prune, the choice and
+    the parent's values. Raises InputError for a source or a choice of layers that does not exist.
     """
     described = describe_source(source)
     if described.kind is SourceKind.TINY:
@@ -148,7 +152,7 @@ def source_config(
         return dict(SMOLLM2_CONFIG)
     if described.kind is SourceKind.HF:
         folder = Path(described.target).expanduser()
-        return read_config(folder) if folder.is_dir() else None
+        return read_config(folder) if folder.is_dir() else known_config(described.target)
     if described.kind is SourceKind.PRUNE and parent is not None and layers is not None:
         decoder = decoder_config(parent)
         kept = kept_layers(_number(decoder, "num_hidden_layers"), layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from headwater.errors import InputError
+from headwater.errors import InputError, SourceUnavailable
 
 _DEFAULT_CONFIGS = {"openai/gsm8k": "main", "gsm8k": "main"}
 
@@ -42,19 +42,22 @@ def hub_name(source: str) -> str:
 def hub_rows(source: str) -> Iterator[dict[str, Any]]:
     """Rows of a hub dataset (or of a local dataset folder), as dicts.
 
-    Raises InputError when `datasets` is not installed or cannot load the source.
+    Raises SourceUnavailable when `datasets` is not installed or the hub cannot be reached, and
+    InputError for a source that cannot be loaded.
     """
     dataset, config, split = hub_parts(source)
     try:
         import datasets
     except ImportError as error:
-        raise InputError(
+        raise SourceUnavailable(
             f"{source} needs the package datasets; pip install 'headwater[hub]', or give a file"
         ) from error
     try:
         rows = datasets.load_dataset(dataset, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"{source}: {error}; check the id, config and split, and that the hub can be reached"
+    except ConnectionError as error:  # what datasets makes of every failure to reach the hub
+        raise SourceUnavailable(
+            f"{source}: {error}; check that the hub can be reached, or give a file"
         ) from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"{source}: {error}; check the id, config and split") from error
     yield from rows

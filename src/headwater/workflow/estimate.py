@@ -1,12 +1,10 @@
 """What a run would take, before anything is trained: counts, and the cost they stand for.
 
-Counts are those of `stage_work`. FLOPs, memory and time are orders of magnitude, from the
-constants below; they leave out prompts and the attention's quadratic part.
+Counts are those of `stage_work`; FLOPs, memory and time are `cost`'s.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, cast
@@ -14,39 +12,14 @@ from typing import Any, cast
 from headwater.config.recipe import Recipe
 from headwater.ledger.spending import Spending
 from headwater.models.size import ModelSize, model_configs, model_size
+from headwater.workflow.cost import Machine, stage_cost
+from headwater.workflow.gpus import GpuNeed, assumptions
 from headwater.workflow.graph import Graph
-from headwater.workflow.stage_work import StageWork, work_of
+from headwater.workflow.stage_work import work_of
 from headwater.workflow.study import Study
 
-#: Bytes a trained parameter takes: float32 master, two Adam moments, gradient; compute copy.
-_TRAINED_PARAMETER_BYTES = 4 + 8 + 4 + 2
-#: Activations kept for the backward pass, in values of the hidden width per token and layer.
-_ACTIVATION_WIDTHS = 18
-_VALUE_BYTES = 4
-#: What a process holds before any model: Python, torch, transformers.
-_PROCESS_BYTES = 400 * 2**20
 #: Pools that share no problem with the pool `labels`.
 _POOLS_APART = frozenset({"prompts", "worked", "validation"})
-#: Rows of a batch that decode together.
-_DECODING_ROWS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """How fast a machine is: FLOP/s in large products, and what a layer costs however small."""
-
-    flops_per_second: float
-    seconds_per_layer: float
-
-
-def rates(device: str, threads: int, parameters: int) -> Rates:
-    """Rates of one process: cpu cores at what large products reach, bf16 beyond tiny models."""
-    if device == "cuda":
-        return Rates(flops_per_second=1.5e14, seconds_per_layer=5e-5)
-    return Rates(
-        flops_per_second=threads * (1.5e11 if parameters > 20_000_000 else 3e10),
-        seconds_per_layer=4e-4,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +34,7 @@ class StageEstimate:
     arms: tuple[str, ...]
     cached: bool
     spending: Spending
+    gpus: GpuNeed | None = None  # on GPUs, where the size is known
 
     @property
     def shared(self) -> bool:
@@ -89,28 +63,44 @@ class Plan:
     training: Spending
     evaluation: Spending
     to_do: Spending
+    gpu_hours: float = 0.0  # still to do; 0 on a CPU
+    assumptions: str | None = None
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        plain = asdict(self)
+        for stage, row in zip(self.stages, plain["stages"], strict=True):
+            row["gpus"] = None if stage.gpus is None else stage.gpus.as_dict()
+        return plain
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where it would run: "cpu" or "cuda", worker processes, and threads of each."""
+def estimate(
+    study: Study,
+    machine: Machine,
+    cached: Collection[str] = (),
+    *,
+    mean_response: int | None = None,
+) -> Plan:
+    """The plan of a study on a machine.
 
-    device: str
-    processes: int
-    threads: int
-
-
-def estimate(study: Study, machine: Machine, cached: Collection[str] = ()) -> Plan:
-    """The plan of a study on a machine; `cached` are fingerprints that need not run again."""
+    cached: fingerprints that need not run again. mean_response: tokens of a response, each as
+    long as it may get by default.
+    """
     graph = study.graph
     sizes = model_sizes(study.recipe)
-    stages = {
-        fingerprint: StageEstimate(
+    value_bytes = 4 if study.recipe.compute.precision == "float32" else 2
+    stages: dict[str, StageEstimate] = {}
+    for fingerprint, node in graph.nodes.items():
+        spending, need = stage_cost(
+            work_of(study, node, mean_response),
+            sizes[node.model_name],
+            # A teacher that samples for others is the stage's own model, not one beside it.
+            sizes[graph.nodes[node.teacher].model_name] if node.teacher and node.model else None,
+            machine,
+            value_bytes,
+        )
+        stages[fingerprint] = StageEstimate(
             fingerprint=fingerprint,
             kind=node.kind,
             model=node.model_name,
@@ -118,15 +108,9 @@ def estimate(study: Study, machine: Machine, cached: Collection[str] = ()) -> Pl
             seed=node.seed,
             arms=graph.users[fingerprint],
             cached=fingerprint in cached,
-            spending=_spending(
-                work_of(study, node),
-                sizes[node.model_name],
-                sizes[graph.nodes[node.teacher].model_name] if node.teacher else None,
-                machine,
-            ),
+            spending=spending,
+            gpus=need,
         )
-        for fingerprint, node in graph.nodes.items()
-    }
 
     def total(fingerprints: Iterable[str]) -> Spending:
         return _total([stages[f] for f in fingerprints], len(study.pools["labels"]))
@@ -145,8 +129,20 @@ def estimate(study: Study, machine: Machine, cached: Collection[str] = ()) -> Pl
             total(waiting), seconds=_wall_seconds(waiting, stages, graph, machine.processes)
         ),
     )
-    warnings = (*study.warnings, *_budget_warnings(study, plan), *_size_warnings(sizes))
-    return replace(plan, warnings=warnings)
+    needs = [stages[f].gpus for f in waiting]
+    warnings = (
+        *study.warnings,
+        *_budget_warnings(study, plan),
+        *_size_warnings(sizes),
+        *_offer_warnings(needs, machine),
+    )
+    on_gpus = machine.device == "cuda"
+    return replace(
+        plan,
+        gpu_hours=sum(need.gpu_hours for need in needs if need is not None),
+        assumptions=assumptions(machine.offer, mean_response) if on_gpus else None,
+        warnings=warnings,
+    )
 
 
 def model_sizes(recipe: Recipe) -> dict[str, ModelSize | None]:
@@ -155,62 +151,6 @@ def model_sizes(recipe: Recipe) -> dict[str, ModelSize | None]:
         name: None if config is None else model_size(config)
         for name, config in model_configs(recipe.models).items()
     }
-
-
-# --- what that costs -----------------------------------------------------------------------------
-
-
-def _spending(
-    work: StageWork, size: ModelSize | None, teacher: ModelSize | None, machine: Machine
-) -> Spending:
-    """Counts and, where the model's size is known, cost. A teacher that samples is `size`."""
-    counts = Spending(
-        labels=work.labels,
-        verifier_calls=work.verifier_calls,
-        prompts=work.prompts,
-        generated_tokens=work.generated_tokens,
-        teacher_scored_tokens=work.generated_tokens if work.scored else 0,
-        trained_tokens=work.trained_tokens,
-        updates=work.updates,
-    )
-    if size is None or work == StageWork():
-        return counts
-    teacher = teacher or size
-    return replace(
-        counts,
-        flops=_flops(counts, size, teacher),
-        seconds=_seconds(work, counts, size, teacher, machine),
-        peak_memory_bytes=_memory(work, size, teacher),
-    )
-
-
-def _flops(counts: Spending, size: ModelSize, teacher: ModelSize) -> float:
-    """2 FLOPs a parameter and token forward, 4 backward."""
-    own = 2.0 * counts.generated_tokens + 6.0 * counts.trained_tokens
-    scoring = 2.0 * counts.teacher_scored_tokens * teacher.matmul_parameters
-    return own * size.matmul_parameters + scoring
-
-
-def _seconds(
-    work: StageWork, counts: Spending, size: ModelSize, teacher: ModelSize, machine: Machine
-) -> float:
-    speed = rates(machine.device, machine.threads, size.parameters)
-    rows = work.rollouts / max(work.rollout_batches, 1)
-    decode_steps = work.rollout_batches * math.ceil(rows / _DECODING_ROWS) * work.max_new_tokens
-    micro_batches = max(work.updates, counts.trained_tokens // max(work.micro_batch_tokens, 1))
-    fixed = (decode_steps + 4 * micro_batches) * size.layers * speed.seconds_per_layer
-    return fixed + _flops(counts, size, teacher) / speed.flops_per_second
-
-
-def _memory(work: StageWork, size: ModelSize, teacher: ModelSize) -> int:
-    """The larger of what training and what sampling holds, in bytes."""
-    activations = work.micro_batch_tokens * size.layers * size.hidden * _ACTIVATION_WIDTHS
-    training = size.parameters * _TRAINED_PARAMETER_BYTES + activations * _VALUE_BYTES
-    rows = min(_DECODING_ROWS, work.rollouts // max(work.rollout_batches, 1))
-    cache = rows * work.max_new_tokens * size.kv_values_per_token
-    sampling = (size.parameters + cache) * _VALUE_BYTES
-    beside = teacher.parameters * _VALUE_BYTES if work.scored else 0
-    return _PROCESS_BYTES + beside + max(training if work.updates else 0, sampling)
 
 
 # --- totals --------------------------------------------------------------------------------------
@@ -263,6 +203,16 @@ def _budget_warnings(study: Study, plan: Plan) -> Iterable[str]:
                 f"budget.{name}={limit:.0f} may stop the run: its stages take up to {needed:.0f}; "
                 "raise it, or shorten the stages"
             )
+
+
+def _offer_warnings(needs: Iterable[GpuNeed | None], machine: Machine) -> Iterable[str]:
+    offered = machine.offer.count
+    larger = [need.smallest for need in needs if need is not None and need.gpus != offered]
+    if offered is not None and larger:
+        yield (
+            f"--gpus {offered} is too few for {len(larger)} of the stages, which need up to "
+            f"{max(larger)}: they are planned with the fewest that each fits on"
+        )
 
 
 def _size_warnings(sizes: Mapping[str, ModelSize | None]) -> Iterable[str]:

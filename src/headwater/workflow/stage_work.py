@@ -1,7 +1,8 @@
 """How much a stage does, from its settings alone: updates, rollouts, labels, tokens.
 
 Counts follow from the settings and are exact unless a budget, dynamic sampling or groups
-without signal add or cut some. Tokens are upper bounds: every response as long as it may get.
+without signal add or cut some. Tokens are upper bounds, every response as long as it may get,
+unless a mean response length is given.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from headwater.config.recipe import Evaluation
+from headwater.config.recipe import Diagnostics, Evaluation
 from headwater.config.stages import (
     GRPOStage,
     OPDStage,
@@ -18,6 +19,7 @@ from headwater.config.stages import (
     SampleSFTStage,
     SFTStage,
     TeacherRolloutsStage,
+    TrainingStage,
     WarmupStage,
 )
 from headwater.workflow.graph import StageNode, sampling_of
@@ -29,11 +31,21 @@ _MEAN_TRACE_TOKENS = 48
 
 
 @dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of a response: at most, and on average."""
+
+    longest: int
+    mean: int
+
+
+@dataclass(frozen=True, slots=True)
 class StageWork:
     """What one stage does.
 
-    rollouts are drawn in `rollout_batches` of equal size, each at most `max_new_tokens` long;
-    `scored`: a teacher reads them too. A micro-batch of training has `micro_batch_tokens`.
+    rollouts are drawn in `rollout_batches` of equal size, each at most `max_new_tokens` long and
+    `mean_new_tokens` on average, as are responses that are only trained on. `scored`: a teacher
+    reads them too; `referenced`: the model as it was at the start reads what is trained on. A
+    micro-batch of training has `micro_batch_tokens`: a group of rollouts is never divided.
     """
 
     updates: int = 0
@@ -41,7 +53,9 @@ class StageWork:
     rollouts: int = 0
     rollout_batches: int = 0
     max_new_tokens: int = 0
+    mean_new_tokens: int = 0
     scored: bool = False
+    referenced: bool = False
     labels: int = 0
     verifier_calls: int = 0
     prompts: int = 0
@@ -49,106 +63,142 @@ class StageWork:
 
     @property
     def generated_tokens(self) -> int:
-        """Upper bound."""
-        return self.rollouts * self.max_new_tokens
+        """Upper bound, unless a mean length was given."""
+        return self.rollouts * self.mean_new_tokens
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rollouts that are drawn together."""
+        return self.rollouts // max(self.rollout_batches, 1)
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Rollouts that share a prompt, and its prefill."""
+        return self.rollouts // max(self.prompts, 1)
 
 
-def work_of(study: Study, node: StageNode) -> StageWork:
-    """What `node` does in its study."""
+def work_of(study: Study, node: StageNode, mean_response: int | None = None) -> StageWork:
+    """What `node` does in its study; mean_response: tokens, at most the stage's own limit."""
     if node.kind == "source":
         return StageWork()
     size = len(study.problems_of(node))
     longest = sampling_of(node, study.recipe).max_new_tokens
-    return _KINDS[node.kind](node.settings(), size, longest)
+    lengths = Lengths(longest, min(longest, mean_response or longest))
+    return _KINDS[node.kind](node.settings(), size, lengths)
 
 
-def _evaluate(stage: Evaluation, problems: int, longest: int) -> StageWork:
+def _evaluate(stage: Evaluation, problems: int, lengths: Lengths) -> StageWork:
     return StageWork(
         rollouts=problems * stage.attempts,
         rollout_batches=math.ceil(problems / stage.batch_prompts),
-        max_new_tokens=longest,
+        max_new_tokens=lengths.longest,
+        mean_new_tokens=lengths.mean,
         labels=problems,
         verifier_calls=problems * stage.attempts,
         prompts=problems,
     )
 
 
-def _pretrain(stage: PretrainStage, pool_size: int, longest: int) -> StageWork:
+def _probe(stage: Diagnostics, pool_size: int, lengths: Lengths) -> StageWork:
+    prompts = min(stage.prompts, pool_size)
+    return StageWork(
+        rollouts=prompts * stage.rollouts_per_prompt,
+        rollout_batches=1,
+        max_new_tokens=lengths.longest,
+        mean_new_tokens=lengths.mean,
+        scored=True,
+        prompts=prompts,
+    )
+
+
+def _pretrain(stage: PretrainStage, pool_size: int, lengths: Lengths) -> StageWork:
     tokens = stage.steps * stage.batch_size * _MEAN_TRACE_TOKENS
     return StageWork(
         updates=stage.steps,
         trained_tokens=tokens,
+        mean_new_tokens=_MEAN_TRACE_TOKENS,
         micro_batch_tokens=min(stage.micro_batch_tokens, tokens // stage.steps),
     )
 
 
-def _sft(stage: SFTStage, pool_size: int, longest: int) -> StageWork:
+def _sft(stage: SFTStage, pool_size: int, lengths: Lengths) -> StageWork:
     updates = stage.steps or stage.epochs * math.ceil(pool_size / stage.batch_size)
     tokens = updates * stage.batch_size * _MEAN_SOLUTION_TOKENS
     return StageWork(
         updates=updates,
         trained_tokens=tokens,
+        mean_new_tokens=_MEAN_SOLUTION_TOKENS,
         labels=min(pool_size, updates * stage.batch_size),
         micro_batch_tokens=min(stage.micro_batch_tokens, tokens // max(updates, 1)),
     )
 
 
-def _grpo(stage: GRPOStage, pool_size: int, longest: int) -> StageWork:
+def _grpo(stage: GRPOStage, pool_size: int, lengths: Lengths) -> StageWork:
     prompts = stage.steps * stage.prompts_per_step
     rollouts = prompts * stage.group_size
     rounds = 1 + (stage.dynamic_sampling.max_rounds if stage.dynamic_sampling else 0)
-    per_step = stage.prompts_per_step * stage.group_size * longest
+    group = stage.group_size * lengths.longest
     return StageWork(
         updates=stage.steps * stage.updates_per_batch,
-        trained_tokens=rollouts * longest * stage.updates_per_batch,
+        trained_tokens=rollouts * lengths.mean * stage.updates_per_batch,
         rollouts=rollouts * rounds,
         rollout_batches=stage.steps * rounds,
-        max_new_tokens=longest,
+        max_new_tokens=lengths.longest,
+        mean_new_tokens=lengths.mean,
+        referenced=stage.kl.coefficient > 0,
         labels=min(pool_size, prompts * rounds),
         verifier_calls=rollouts * rounds,
         prompts=prompts * rounds,
-        micro_batch_tokens=min(stage.micro_batch_tokens, per_step),
+        micro_batch_tokens=_micro_batch(stage, group, stage.prompts_per_step),
     )
 
 
-def _teacher_rollouts(stage: TeacherRolloutsStage, pool_size: int, longest: int) -> StageWork:
+def _teacher_rollouts(stage: TeacherRolloutsStage, pool_size: int, lengths: Lengths) -> StageWork:
     return StageWork(
         rollouts=pool_size * stage.rollouts_per_prompt,
         rollout_batches=math.ceil(pool_size / stage.prompts_per_batch),
-        max_new_tokens=longest,
+        max_new_tokens=lengths.longest,
+        mean_new_tokens=lengths.mean,
         scored=stage.targets is not None,
         prompts=pool_size,
     )
 
 
 def _cached_rollouts(
-    stage: WarmupStage | SampleSFTStage, pool_size: int, longest: int
+    stage: WarmupStage | SampleSFTStage, pool_size: int, lengths: Lengths
 ) -> StageWork:
     rollouts = pool_size * stage.teacher_rollouts_per_prompt
     updates = stage.steps or stage.epochs * math.ceil(rollouts / stage.batch_size)
-    per_update = min(stage.batch_size, rollouts) * longest
+    rows = min(stage.batch_size, rollouts)
     return StageWork(
         updates=updates,
-        trained_tokens=updates * per_update,
-        micro_batch_tokens=min(stage.micro_batch_tokens, per_update),
+        trained_tokens=updates * rows * lengths.mean,
+        mean_new_tokens=lengths.mean,
+        micro_batch_tokens=_micro_batch(stage, lengths.longest, rows),
     )
 
 
-def _opd(stage: OPDStage, pool_size: int, longest: int) -> StageWork:
+def _opd(stage: OPDStage, pool_size: int, lengths: Lengths) -> StageWork:
     prompts = stage.steps * stage.prompts_per_step
     rollouts = prompts * stage.group_size
     return StageWork(
         updates=stage.steps,
-        trained_tokens=rollouts * longest,
+        trained_tokens=rollouts * lengths.mean,
         rollouts=rollouts,
         rollout_batches=stage.steps,
-        max_new_tokens=longest,
+        max_new_tokens=lengths.longest,
+        mean_new_tokens=lengths.mean,
         scored=True,
         prompts=prompts,
-        micro_batch_tokens=min(
-            stage.micro_batch_tokens, stage.prompts_per_step * stage.group_size * longest
+        micro_batch_tokens=_micro_batch(
+            stage, stage.group_size * lengths.longest, stage.prompts_per_step
         ),
     )
+
+
+def _micro_batch(stage: TrainingStage, group_tokens: int, groups: int) -> int:
+    """Tokens at once: as many as allowed, but no less than a group and no more than there are."""
+    return min(max(stage.micro_batch_tokens, group_tokens), groups * group_tokens)
 
 
 _KINDS: dict[str, Callable[..., StageWork]] = {
@@ -160,4 +210,5 @@ _KINDS: dict[str, Callable[..., StageWork]] = {
     "sample_sft": _cached_rollouts,
     "opd": _opd,
     "evaluate": _evaluate,
+    "probe": _probe,
 }

@@ -9,7 +9,7 @@ import pytest
 
 from headwater.config.loading import validate_recipe
 from headwater.workflow.identities import source_files, verifier_code
-from headwater.workflow.study import prepare_study
+from headwater.workflow.prepare import prepare_study
 
 
 def test_a_verifier_is_its_modules_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,12 @@ import pytest
 from headwater.config.loading import load_recipe, validate_recipe
 from headwater.errors import InputError, StageError
 from headwater.ledger import Ledger
+from headwater.workflow.outcome import RunOutcome, load_outcome
+from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView
 from headwater.workflow.readings import readings_of
-from headwater.workflow.record import RunOutcome, load_outcome
+from headwater.workflow.record import read_record, record_of, write_record
 from headwater.workflow.run import WorkerFunctions, run_study
-from headwater.workflow.study import prepare_study
 from workflow_stages import CRASH, DEAF, FAIL, KILL, STALL
 
 FUNCTIONS = WorkerFunctions(
@@ -48,7 +49,8 @@ RECIPE: dict[str, Any] = {
         "bridge": {"teacher": ["grpo"], "student": ["warmup", "opd"]},
         "half": {"teacher": ["grpo"], "student": ["warmup", "opd", {"grpo": "2H"}]},
     },
-    "contrasts": [{"better": "bridge", "than": "cold", "differs_in": ["teacher"]}],
+    "contrasts": [{"better": "bridge", "than": "cold", "differs_in": ["teacher", "transfer"]}],
+    "diagnostics": {"prompts": 0},
     "evaluation": {"attempts": 2},
     "compute": {"processes": 2},
 }
@@ -130,7 +132,7 @@ def test_an_outcome_has_a_row_for_each_arm_its_teacher_and_the_base(straight: Pa
     assert set(half.table.response_tokens.flat) <= {3, 4}
     assert outcome.warnings == ()
     assert [(c.better, c.than, c.differs_in) for c in outcome.record.contrasts] == [
-        ("bridge", "cold", ("teacher",))
+        ("bridge", "cold", ("teacher", "transfer"))
     ]
 
 
@@ -151,6 +153,10 @@ def test_an_arm_is_charged_what_it_shares_and_the_run_once(straight: Path) -> No
     assert spent["bridge"]["updates"] == 3 + 4 + 2 + 4 + 4
     assert spent["half"]["updates"] == spent["bridge"]["updates"] + 4
     assert spent["raw_bridge"]["labels"] == 0
+    after = {row.title: row.spent_after_bases["updates"] for row in outcome.rows}
+    assert after == {title: max(0, counts["updates"] - 3) for title, counts in spent.items()} | {
+        "bridge: its teacher": 4
+    }
     assert spent["bridge"]["verifier_calls"] == 4
     assert outcome.training["verifier_calls"] == 3 * 4
     assert outcome.evaluation["verifier_calls"] == 6 * 10
@@ -387,3 +393,38 @@ def test_a_stage_of_two_arms_is_named_after_its_part_in_each(tmp_path: Path) -> 
         ("base_student", "teacher"): (),
         ("base_teacher", "teacher"): (),
     }
+
+
+def test_probes_look_before_between_and_after_the_transfer(tmp_path: Path) -> None:
+    outcome = start(tmp_path, diagnostics={"prompts": 3}, seeds=[0, 1])
+    moments = [(one.arm, one.after, len(one.found)) for one in outcome.probes]
+    assert moments == [
+        (arm, after, 2)
+        for arm in ("raw_bridge", "bridge", "half")
+        for after in ("start", "warmup", "opd")
+    ]
+    by_moment = {(one.arm, one.after): one.artifacts for one in outcome.probes}
+    assert by_moment["bridge", "opd"] == by_moment["half", "opd"]  # the same checkpoint
+    assert by_moment["bridge", "start"] != by_moment["raw_bridge", "start"]  # another teacher
+    assert len(ran(tmp_path, "probe")) == 2 * 6  # each distinct one once a seed
+    assert outcome.probes[0].found[0] == {"reverse_kl": 0.5}
+    assert outcome.training["teacher_scored_tokens"] == 0  # evaluation's account has it
+    assert outcome.evaluation["teacher_scored_tokens"] == 7 * 12
+
+
+def test_the_record_keeps_hypotheses_and_the_map(tmp_path: Path) -> None:
+    claim = {"better": "bridge", "than": "cold", "match": "verifier_calls"}
+    changes = {
+        "hypotheses": {"H": {"statement": "So it is.", "claims": [claim]}},
+        "map": {"rule": "bridge", "against": "cold", "students": ["student"], "labels": [4, 9]},
+    }
+    study = prepare_study(validate_recipe(RECIPE | changes))
+    record = record_of(study, threads=1)
+    write_record(record, tmp_path)
+    again = read_record(tmp_path)
+    assert again == record
+    assert again.hypotheses["H"].claims[0] in again.contrasts
+    assert again.map is not None
+    # Chosen arms leave out what cannot be said of them.
+    few = prepare_study(validate_recipe(RECIPE | changes), arms=["cold"])
+    assert record_of(few, threads=1).hypotheses == {}

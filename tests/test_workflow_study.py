@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from headwater.config.loading import validate_recipe
-from headwater.workflow.study import prepare_study
+from headwater.workflow.prepare import prepare_study
 
 
 def write(path: Path, prompts: list[str]) -> str:

@@ -34,6 +34,11 @@ def run_stage(job: StageJob, context: StageContext) -> None:
     if job.kind == "evaluate":
         _evaluate(job, context)
         return
+    if job.kind == "probe":
+        assert context.vault is None and job.teacher_dir is not None
+        context.account.charge(prompts=len(job.problems), teacher_scored_tokens=7)
+        (job.output_dir / "probe.json").write_text(json.dumps({"reverse_kl": 0.5}))
+        return
     if job.kind == "source":
         _publish(job, f"{job.config} {job.seed}")
         if (world / "config.json").is_file():

@@ -1,103 +1,179 @@
-"""Whether a declared contrast compares like with like.
+"""Whether a contrast compares like with like.
 
-Two arms of a contrast may differ in what `differs_in` names. Which stages an arm has is what
-the contrast is about; but a stage that both have must have the same settings in both, or the
-difference would be between settings.
+Two arms may differ in their make-up as far as `differs_in` says, and in no setting that it does
+not name. What is compared is the resolved configuration: the nodes of the graph, with every
+default filled in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headwater.config.recipe import Arm, Chain, ChainItem, Contrast, Recipe
-from headwater.config.stages import READS_LABELS, READS_TEACHER
+from headwater.config.claims import Contrast
+from headwater.config.recipe import Recipe
+from headwater.config.stages import READS_LABELS
 from headwater.errors import InputError
+from headwater.workflow.graph import ArmPlan, StageNode
+from headwater.workflow.routes import Route, route_of
+from headwater.workflow.stage_work import work_of
+from headwater.workflow.study import Study
 
-ASPECTS = ("teacher", "transfer", "labels", "student", "updates")
-_UPDATE_COUNTS = frozenset({"steps", "epochs", "updates_per_batch"})
-_HOW_NOT_WHAT = frozenset({"checkpoint_seconds", "micro_batch_tokens"})
+#: What a contrast may be about, and what each word covers.
+ASPECTS: Mapping[str, str] = {
+    "teacher": "the teacher's base model, its stages and the pools they read",
+    "transfer": "which stages carry the teacher over to the student, and on which prompts",
+    "student": "the student's own stages with labels, and the pools they read; where only one arm "
+    "has a teacher, that is the teacher's doing and `teacher` covers it",
+    "student_model": "the model whose row it is, before any arm's stage",
+    "labels": "which labels are read in all",
+    "updates": "how many updates a kind of stage makes in all",
+}
+_COUNTS = frozenset({"steps", "epochs", "updates_per_batch"})
+_HOW_NOT_WHAT = frozenset({"kind", "checkpoint_seconds", "micro_batch_tokens", "prompts_per_batch"})
+#: What a setting of the cached rollouts is called where it is set.
+_SHOWN_AS = {"teacher_rollouts.rollouts_per_prompt": "teacher_rollouts_per_prompt"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Difference:
+class Difference:
+    """Something that differs between two arms, and what in `differs_in` would allow it."""
+
     key: str
     better: Any
     than: Any
     allowed_by: tuple[str, ...]
 
 
-def check_contrasts(recipe: Recipe) -> None:
-    """Raises InputError with the key and both values of every difference not declared.
-
-    Contrasts without `differs_in` declare nothing and are not checked.
-    """
+def check_contrasts(study: Study) -> None:
+    """Raises InputError with the key and both values of every difference not declared."""
+    first = study.graph.arms[0].seed
+    arms = {plan.arm: _Chains.of(study, plan) for plan in study.graph.arms if plan.seed == first}
     lines = []
-    for index, contrast in enumerate(recipe.contrasts):
-        if contrast.differs_in is None:
-            continue
-        where = f"contrasts[{index}] ({contrast.better} against {contrast.than})"
-        for aspect in contrast.differs_in:
-            if aspect not in ASPECTS:
+    for where, contrast in _named(study.recipe):
+        where = f"{where} ({contrast.better} against {contrast.than})"
+        declared = set(contrast.differs_in if contrast.differs_in is not None else ASPECTS)
+        for word in contrast.differs_in or ():
+            kind, dot, setting = word.partition(".")
+            if word not in ASPECTS and not (dot and kind and setting):
                 lines.append(
-                    f"{where}: differs_in {aspect!r} is not an aspect; choose from "
-                    f"{', '.join(ASPECTS)}"
+                    f"{where}: differs_in {word!r} is not an aspect; choose from "
+                    f"{', '.join(ASPECTS)}, or name a setting as KIND.KEY, such as grpo.lr"
                 )
         lines += [
             f"{where}: {found.key} is {found.better!r} in {contrast.better} and {found.than!r} in "
             f"{contrast.than}; make them equal, or add {' or '.join(found.allowed_by)} to "
             "differs_in"
-            for found in _differences(recipe, contrast)
-            if not set(found.allowed_by) & set(contrast.differs_in)
+            for found in _differences(arms[contrast.better], arms[contrast.than])
+            if not set(found.allowed_by) & declared
         ]
     if lines:
-        raise InputError("\n".join(lines))
+        raise InputError("\n".join(dict.fromkeys(lines)))
 
 
-def _differences(recipe: Recipe, contrast: Contrast) -> Iterator[_Difference]:
-    better, than = recipe.arms[contrast.better], recipe.arms[contrast.than]
-    if better.evaluates == than.evaluates == "student":
-        yield from _models(better, than)
-        yield from _chains(recipe, "student", better.student or (), than.student or ())
-    if better.teacher is not None and than.teacher is not None:
-        yield from _chains(recipe, "teacher", better.teacher, than.teacher)
+def _named(recipe: Recipe) -> Iterator[tuple[str, Contrast]]:
+    for index, contrast in enumerate(recipe.contrasts):
+        yield f"contrasts[{index}]", contrast
+    for name, hypothesis in recipe.hypotheses.items():
+        for index, claim in enumerate(hypothesis.claims):
+            yield f"hypotheses.{name}.claims[{index}]", claim
+    if recipe.map is not None:
+        yield "map", Contrast(better=recipe.map.rule, than=recipe.map.against)
 
 
-def _models(better: Arm, than: Arm) -> Iterator[_Difference]:
-    if better.student_model != than.student_model:
-        yield _Difference("student_model", better.student_model, than.student_model, ("student",))
-    both_taught = better.teacher is not None and than.teacher is not None
-    if both_taught and better.teacher_model != than.teacher_model:
-        yield _Difference("teacher_model", better.teacher_model, than.teacher_model, ("teacher",))
-
-
-def _chains(recipe: Recipe, role: str, better: Chain, than: Chain) -> Iterator[_Difference]:
-    """Differences of the stages both chains have: the first of a kind with the first, and so on."""
-    for kind in dict.fromkeys(item.kind for item in better):
-        pairs = zip(
-            (item for item in better if item.kind == kind),
-            (item for item in than if item.kind == kind),
-            strict=False,
-        )
-        for number, (one, other) in enumerate(pairs):
-            name = f"{role} {kind}" + (f" ({number + 1})" if number else "")
-            yield from _stages(recipe, role, name, one, other)
-
-
-def _stages(
-    recipe: Recipe, role: str, name: str, one: ChainItem, other: ChainItem
-) -> Iterator[_Difference]:
-    aspect = "transfer" if one.kind in READS_TEACHER else role
-    pools = recipe.pool(one), recipe.pool(other)
-    if pools[0] != pools[1]:
-        allowed = ("labels", aspect) if one.kind in READS_LABELS | READS_TEACHER else (aspect,)
-        yield _Difference(f"pool of {name}", *pools, allowed)
-    settings = [recipe.stage(item).model_dump(mode="json") for item in (one, other)]
-    for key in settings[0]:
-        values = settings[0][key], settings[1][key]
-        if key in _HOW_NOT_WHAT:
+def _differences(one: _Chains, other: _Chains) -> Iterator[Difference]:
+    """Everything in which two arms differ."""
+    yield from _make_up(one.route, other.route)
+    if one.labels != other.labels:
+        yield Difference("labels read", one.labels_shown(), other.labels_shown(), ("labels",))
+    for kind in one.by_kind:
+        if kind not in other.by_kind:
             continue
+        yield from _settings(kind, one.by_kind[kind], other.by_kind[kind])
+        if one.updates[kind] != other.updates[kind]:
+            allowed = ("updates", f"{kind}.steps")
+            yield Difference(f"{kind}.updates", one.updates[kind], other.updates[kind], allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chains:
+    """One arm's stages after the bases; `labels` are the ids of every label it reads."""
+
+    route: Route
+    by_kind: Mapping[str, tuple[StageNode, ...]]
+    updates: Mapping[str, int]
+    labels: frozenset[str]
+
+    @classmethod
+    def of(cls, study: Study, plan: ArmPlan) -> _Chains:
+        route = route_of(study.graph, plan)
+        cached = [study.graph.nodes[node.rollouts] for node in route.own if node.rollouts]
+        by_kind: dict[str, tuple[StageNode, ...]] = {}
+        for node in (*route.teacher, *cached, *route.own):
+            by_kind[node.kind] = (*by_kind.get(node.kind, ()), node)
+        readers = [node for node in (*route.teacher, *route.own) if node.kind in READS_LABELS]
+        return cls(
+            route=route,
+            by_kind=by_kind,
+            updates={
+                kind: sum(work_of(study, node).updates for node in nodes)
+                for kind, nodes in by_kind.items()
+            },
+            labels=frozenset(p.id for node in readers for p in study.problems_of(node)),
+        )
+
+    def labels_shown(self) -> str:
+        """How many labels, and of which pools."""
+        readers = (n for n in (*self.route.teacher, *self.route.own) if n.kind in READS_LABELS)
+        pools = dict.fromkeys(node.pool or "" for node in readers)
+        return f"{len(self.labels)} of {', '.join(pools) or 'no pool'}"
+
+
+def _make_up(one: Route, other: Route) -> Iterator[Difference]:
+    """Differences in base models and in which stages there are."""
+    if one.base != other.base:
+        yield Difference("model evaluated", one.base, other.base, ("student_model",))
+    if one.teacher_base != other.teacher_base:
+        yield Difference("teacher_model", one.teacher_base, other.teacher_base, ("teacher",))
+    moved = ("teacher",) if (one.teacher_base is None) != (other.teacher_base is None) else ()
+    for aspect, first, second in (
+        ("teacher", one.teacher, other.teacher),
+        ("transfer", one.transfers, other.transfers),
+        ("student", one.others, other.others),
+    ):
+        kinds = [[node.kind for node in nodes] for nodes in (first, second)]
+        pools = [[f"{node.kind}({node.pool})" for node in nodes] for nodes in (first, second)]
+        if kinds[0] != kinds[1]:
+            allowed = (aspect, *moved) if aspect == "student" else (aspect,)
+            yield Difference(f"{aspect} stages", kinds[0], kinds[1], allowed)
+        elif pools[0] != pools[1]:
+            allowed = {"transfer": (aspect,), "student": (aspect, "labels", *moved)}.get(
+                aspect, (aspect, "labels")
+            )
+            yield Difference(f"{aspect} pools", pools[0], pools[1], allowed)
+
+
+def _settings(
+    kind: str, better: Sequence[StageNode], than: Sequence[StageNode]
+) -> Iterator[Difference]:
+    """Settings whose values over all stages of a kind are not the same in both arms.
+
+    Counts of updates are compared as totals; targets of cached rollouts follow from the transfer.
+    """
+    for key in better[0].config:
+        if key in _HOW_NOT_WHAT | _COUNTS or (kind, key) == ("teacher_rollouts", "targets"):
+            continue
+        values = [_distinct(node.config[key] for node in nodes) for nodes in (better, than)]
         if values[0] != values[1]:
-            allowed = ("updates", aspect) if key in _UPDATE_COUNTS else (aspect,)
-            yield _Difference(f"{key} of {name}", *values, allowed)
+            name = f"{kind}.{key}"
+            one, other = (found[0] if len(found) == 1 else found for found in values)
+            yield Difference(_SHOWN_AS.get(name, name), one, other, (name,))
+
+
+def _distinct(values: Iterator[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return sorted(found, key=repr)

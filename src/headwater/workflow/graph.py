@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from headwater.config.base import Settings
-from headwater.config.recipe import Evaluation, ModelSpec, Recipe
+from headwater.config.recipe import Diagnostics, Evaluation, ModelSpec, Recipe
 from headwater.config.stages import READS_LABELS, STAGE_MODELS, Sampling, TeacherRolloutsStage
 
 #: Raised by whoever changes the numbers a stage gives; artifacts of older versions are not reused.
@@ -25,6 +25,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "sample_sft": 2,
     "opd": 2,
     "evaluate": 2,
+    "probe": 1,
 }
 
 #: Settings record of every stage kind.
@@ -33,8 +34,13 @@ CONFIG_MODELS: dict[str, type[Settings]] = {
     "source": ModelSpec,
     "teacher_rollouts": TeacherRolloutsStage,
     "evaluate": Evaluation,
+    "probe": Diagnostics,
 }
 
+#: What a probe leaves in its artifact.
+PROBE_FILE = "probe.json"
+#: Kinds that train nothing and are charged to evaluation.
+EVALUATES = frozenset({"evaluate", "probe"})
 #: Kinds that are given a label vault.
 NEEDS_VAULT = READS_LABELS | {"evaluate"}
 #: Kinds whose result depends on the verifier.
@@ -69,7 +75,7 @@ class StageNode:
     @property
     def is_evaluation(self) -> bool:
         """Whether its spending goes to the evaluation account."""
-        return self.kind == "evaluate"
+        return self.kind in EVALUATES
 
     def settings(self) -> Settings:
         """The stage's settings as their frozen record."""
@@ -78,7 +84,10 @@ class StageNode:
 
 @dataclass(frozen=True, slots=True)
 class ArmPlan:
-    """One arm at one seed: its two endpoints and the evaluations of each, by evaluation set."""
+    """One arm at one seed: its two endpoints and the evaluations of each, by evaluation set.
+
+    probes: how far the student is from its teacher, at "start" and after each transfer stage.
+    """
 
     arm: str
     seed: int
@@ -87,6 +96,7 @@ class ArmPlan:
     student: str | None
     teacher_evaluations: Mapping[str, str]
     student_evaluations: Mapping[str, str]
+    probes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def endpoint(self) -> str:
@@ -136,7 +146,7 @@ class Graph:
         for plan in self.arms:
             evaluations = (*plan.teacher_evaluations.values(), *plan.student_evaluations.values())
             ends = [end for end in (plan.teacher, plan.student) if end]
-            for fingerprint in self.closure([*ends, *evaluations]):
+            for fingerprint in self.closure([*ends, *evaluations, *plan.probes.values()]):
                 found[fingerprint][plan.arm] = None
         return {fingerprint: tuple(arms) for fingerprint, arms in found.items()}
 

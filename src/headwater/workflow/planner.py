@@ -120,12 +120,15 @@ class _Builder:
                 "opd or sample_sft to `student`, or remove `teacher`"
             )
         teacher = student = None
+        probes: dict[str, str] = {}
         if arm.teacher is not None:
             start = self.base(arm.teacher_model, seed)
             teacher = self.chain(arm.teacher, start, "teacher", seed)
         if arm.student is not None:
             start = self.base(arm.student_model, seed)
             student = self.chain(arm.student, start, "student", seed, teacher)
+            if teacher is not None and student_reads:
+                probes = self.probes(arm.student, start, seed, teacher)
         return ArmPlan(
             arm=name,
             seed=seed,
@@ -134,6 +137,46 @@ class _Builder:
             student=student,
             teacher_evaluations=self.evaluations(teacher, "teacher", seed),
             student_evaluations=self.evaluations(student, "student", seed),
+            probes=probes,
+        )
+
+    def probes(
+        self, items: Sequence[ChainItem], start: str, seed: int, teacher: str
+    ) -> dict[str, str]:
+        """Distances to the teacher before the first transfer stage and after each of them.
+
+        All on prompts of the first one's pool. "start" and kinds (numbered where they repeat)
+        -> fingerprints; {} where the recipe wants none.
+        """
+        if self.recipe.diagnostics.prompts == 0:
+            return {}
+        pool = next(self.recipe.pool(item) for item in items if item.kind in READS_TEACHER)
+        found: dict[str, str] = {}
+        current = start
+        for item in items:
+            if item.kind in READS_TEACHER and not found:
+                found["start"] = self._probe(current, teacher, pool, seed)
+            current = self._stage(item, current, "student", seed, teacher)
+            if item.kind in READS_TEACHER:
+                repeats = sum(name.partition(":")[0] == item.kind for name in found)
+                name = f"{item.kind}:{repeats + 1}" if repeats else item.kind
+                found[name] = self._probe(current, teacher, pool, seed)
+        return found
+
+    def _probe(self, model: str, teacher: str, pool: str | None, seed: int) -> str:
+        config = self.recipe.diagnostics.model_dump(mode="json")
+        config["sampling"] = sampling = self._sampling(config)
+        return self._add(
+            kind="probe",
+            config=config,
+            seed=seed,
+            stream=f"probe:{pool}",
+            role="student",
+            model_name=self.nodes[model].model_name,
+            pool=pool,
+            model=model,
+            teacher=teacher,
+            sampling=sampling,
         )
 
     def base_plan(self, model_name: str, seed: int) -> BasePlan:

@@ -16,6 +16,7 @@ _MODULES = {
     "sample_sft": "headwater.stages.sample_sft",
     "opd": "headwater.stages.opd",
     "evaluate": "headwater.evals.attempts",
+    "probe": "headwater.evals.probe",
 }
 
 

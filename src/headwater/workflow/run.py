@@ -18,11 +18,13 @@ from headwater.types import Problem
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
 from headwater.workflow.messages import StageTask, WorkerSetup
+from headwater.workflow.outcome import RunOutcome, load_outcome
+from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView, make_view
 from headwater.workflow.readings import readings_of
-from headwater.workflow.record import RunOutcome, load_outcome, record_of, write_record
+from headwater.workflow.record import record_of, write_record
 from headwater.workflow.store import ArtifactStore, run_lock
-from headwater.workflow.study import Study, prepare_study
+from headwater.workflow.study import Study
 
 RECIPE_FILE = "recipe.yaml"
 _MOST_PROCESSES = 8

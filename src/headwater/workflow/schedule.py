@@ -28,5 +28,7 @@ def _work(node: StageNode) -> float:
             return 1.0 + (config["steps"] or 100 * config["epochs"]) * config["batch_size"]
         case "evaluate":
             return 1.0 + 200.0 * config["attempts"]
+        case "probe":
+            return 1.0 + config["prompts"] * config["rollouts_per_prompt"]
         case _:
             return 1.0

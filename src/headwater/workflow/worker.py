@@ -28,6 +28,7 @@ from headwater.ledger import Ledger
 from headwater.stages.job import StageContext, StageJob
 from headwater.verify.vault import LabelVault
 from headwater.verify.verifiers import Verifier, make_verifier
+from headwater.workflow.graph import EVALUATES
 from headwater.workflow.messages import (
     Call,
     Done,
@@ -111,7 +112,7 @@ class _Worker:
         """Run and publish one stage; returns its seconds in this process."""
         started = time.perf_counter()
         job = task.job
-        account = ledger.account(job.fingerprint, "eval" if job.kind == "evaluate" else "train")
+        account = ledger.account(job.fingerprint, "eval" if job.kind in EVALUATES else "train")
         if not store.begin(job.fingerprint):
             account.rewind(0)
         vault = None

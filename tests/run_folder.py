@@ -11,18 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headwater.report.results import (
-    ArmEvaluation,
-    LedgerTotals,
-    Machine,
-    Results,
-    RunRecord,
-    StageRow,
-    build_results,
-    write_results,
-)
+from headwater.config.claims import Contrast
+from headwater.report.analysis import RunRecord, build_results
+from headwater.report.comparing import ArmEvaluation
+from headwater.report.results import LedgerTotals, Machine, Results, StageRow, write_results
 from headwater.types import AttemptTable
-from headwater.workflow.record import ContrastRecord
 
 PROBLEMS, ATTEMPTS = 120, 8
 HOSTILE = (
@@ -105,9 +98,9 @@ def run_record(seeds: tuple[int, ...], eval_sets: tuple[str, ...]) -> RunRecord:
         question="Does a label buy more when the teacher reads it?",
         evaluations=tuple(evaluation(arm, seeds, name) for name in eval_sets for arm in ARMS),
         contrasts=(
-            ContrastRecord("bridge", "cold_grpo", ("teacher", "transfer")),
-            ContrastRecord("cold_grpo", "raw_bridge", ("labels", "transfer")),
-            ContrastRecord("half_split", "bridge", ("labels",)),
+            Contrast(better="bridge", than="cold_grpo", differs_in=("teacher", "transfer")),
+            Contrast(better="cold_grpo", than="raw_bridge", differs_in=("labels", "transfer")),
+            Contrast(better="half_split", than="bridge", differs_in=("labels",)),
         ),
         stages=tuple(stage_row(key, seed) for key in STAGES for seed in seeds),
         ledger=LedgerTotals(

@@ -12,17 +12,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from headwater.config.claims import Contrast
 from headwater.errors import InputError
 from headwater.evals import statistics
-from headwater.report.results import (
-    ArmEvaluation,
-    Results,
-    build_results,
-    read_results,
-    write_results,
-)
+from headwater.report.analysis import build_results
+from headwater.report.comparing import ArmEvaluation
+from headwater.report.results import Results, read_results, write_results
 from headwater.types import AttemptTable
-from headwater.workflow.record import ContrastRecord
 from run_folder import ARMS, attempt_table, built_results, make_run, run_record
 
 
@@ -51,7 +47,7 @@ def test_differences_equal_the_paired_statistics_and_are_corrected_together() ->
         found = statistics.paired_difference(first.correct, second.correct)
         assert row.difference == found.mean
         assert row.interval == (found.low, found.high)
-        assert row.minimum_detectable == found.minimum_detectable
+        assert row.minimum_detectable == found.minimum_detectable(6)
     corrected = statistics.holm([row.p_value for row in results.differences])
     assert [row.p_value_corrected for row in results.differences] == corrected
 
@@ -89,7 +85,7 @@ def test_contrasts_use_the_student_of_an_arm_that_has_both() -> None:
 def test_unknown_arms_and_other_problems_are_refused() -> None:
     run = run_record((0,), ("arithmetic",))
     with pytest.raises(InputError, match=r"'brigde', which was not evaluated; .*cold_grpo"):
-        build_results(replace(run, contrasts=(ContrastRecord("brigde", "cold_grpo"),)))
+        build_results(replace(run, contrasts=(Contrast(better="brigde", than="cold_grpo"),)))
     other = attempt_table(0.5, 1, (0,))
     renamed = replace(other, problem_ids=tuple(f"q{i}" for i in range(120)))
     evaluations = tuple(
@@ -123,14 +119,14 @@ def test_written_and_read_again_is_the_same(tmp_path: Path) -> None:
     assert read_results(tmp_path) == results
     assert not list(tmp_path.glob("*.part"))
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert [row["arm"] for row in content["rows"]] == list(ARMS)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, r"has schema 2; this headwater .* reads 1"),
+        ({"schema": 1}, r"has schema 1; this headwater .* reads 2"),
         ({"rows": 3}, r"rows: Input should be a valid"),
         ({"surprise": 1}, r"surprise: Extra inputs"),
         ({"seeds": ["0"]}, r"seeds.0: Input should be a valid integer"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headwater.report.results import DifferenceRow, Results
+from headwater.report.results import DifferenceRow, MapCell, MapResult, Results
 from headwater.report.words import best_arm, closing_words
 from run_folder import built_results
 
@@ -22,10 +22,15 @@ def difference(better: str, than: str, value: float, **changes: Any) -> Differen
         "difference": value,
         "interval": (value - 0.03, value + 0.03),
         "standard_error": 0.015,
+        "degrees_of_freedom": 8.0,
         "p_value": 0.0001,
+        "p_problems": 0.0001,
         "p_value_corrected": 0.0003,
         "minimum_detectable": 0.042,
     }
+    apart = (fields | changes)["p_value_corrected"] <= 0.05
+    verdict = "undecided" if not apart else "supported" if value > 0 else "refuted"
+    fields |= {"verdict": verdict}
     return DifferenceRow(better=better, than=than, **(fields | changes))
 
 
@@ -125,3 +130,26 @@ def test_unequal_verifier_calls_and_single_seeds_are_owned_up_to(results: Result
         "Cold GRPO 9,600.",
         "One seed: the intervals cover the choice of problems, not the luck of a training run.",
     ]
+
+
+def test_a_map_is_the_headline_where_nothing_else_is_claimed(results: Results) -> None:
+    cell = MapCell(
+        student="student",
+        labels=8,
+        base_rate=0.3,
+        rule=0.9,
+        against=0.7,
+        difference=0.2,
+        interval=(0.1, 0.3),
+        p_value_corrected=0.001,
+        outcome="wins",
+    )
+    mapped = results.model_copy(
+        update={
+            "map": MapResult(
+                rule="bridge", against="cold_grpo", eval_set="arithmetic", cells=(cell,)
+            )
+        }
+    )
+    assert closing_words(mapped)[0].text.endswith("in 1 of 1 cells.")
+    assert said(mapped, "next") == []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headwater.report.samples import ReadRollout
     from headwater.verify.cases import CaseResult
     from headwater.workflow.estimate import Plan
-    from headwater.workflow.record import RunOutcome
+    from headwater.workflow.outcome import RunOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,26 +112,32 @@ class RecipeListing:
         return {"recipes": [recipe.as_dict() for recipe in self.recipes], "copied_to": copied}
 
 
-def load(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    recipe: str | Path | Recipe, overrides: Sequence[str] = (), profile: str | None = None
+) -> Recipe:
     """A recipe from a file, the name of a shipped one, or as it is.
 
-    overrides: `a.b=value` strings. Raises InputError listing every problem of the file.
+    profile: one of the file's `profiles`. overrides: `a.b=value` strings. Raises InputError
+    listing every problem of the file.
     """
     from headwater.config.loading import load_recipe
     from headwater.config.recipe import Recipe
     from headwater.recipes import find_recipe
 
     if isinstance(recipe, Recipe):
-        if overrides:
-            raise InputError("overrides change a file's values; use recipe.model_copy instead")
+        if overrides or profile is not None:
+            raise InputError(
+                "overrides and profile change a file's values; use recipe.model_copy instead"
+            )
         return recipe
-    return load_recipe(find_recipe(recipe), overrides)
+    return load_recipe(find_recipe(recipe), overrides, profile)
 
 
 def run(
     recipe: str | Path | Recipe,
     out: str | Path | None = None,
     *,
+    profile: str | None = None,
     overrides: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
@@ -145,7 +151,7 @@ def run(
     """
     from headwater.workflow.run import run_recipe
 
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, overrides, profile)
     outcome = run_recipe(loaded, _run_dir(loaded, out), seeds=seeds, arms=arms, quiet=quiet)
     return _write_report(outcome)
 
@@ -154,24 +160,34 @@ def plan(
     recipe: str | Path | Recipe,
     out: str | Path | None = None,
     *,
+    profile: str | None = None,
     overrides: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
+    mean_response: int | None = None,
+    gpu_memory_gib: float = 80.0,
+    gpus: int | None = None,
 ) -> Plan:
     """What `run` with the same arguments would do and cost; reads the data, trains nothing.
 
-    Raises InputError for whatever `run` would refuse.
+    Hub datasets that cannot be reached are stood in for by as many problems as the recipe asks
+    for, with a warning. mean_response: tokens of a response, the longest allowed by default.
+    gpu_memory_gib, gpus: for compute.device: cuda, one GPU's memory and how many a stage gets
+    (as few as fit by default). Raises InputError for whatever else `run` would refuse.
     """
-    from headwater.workflow.estimate import Machine, estimate
+    from headwater.workflow.cost import GpuOffer, Machine
+    from headwater.workflow.estimate import estimate
+    from headwater.workflow.prepare import prepare_study
     from headwater.workflow.run import workforce
-    from headwater.workflow.study import prepare_study
 
-    loaded = load(recipe, overrides)
-    study = prepare_study(loaded, seeds=seeds, arms=arms)
+    loaded = load(recipe, overrides, profile)
+    study = prepare_study(loaded, seeds=seeds, arms=arms, planning=True)
     artifacts = _run_dir(loaded, out) / "artifacts"
     cached = {name for name in study.graph.nodes if (artifacts / name).is_dir()}
     device = "cuda" if loaded.compute.device == "cuda" else "cpu"
-    return estimate(study, Machine(device, *workforce(loaded)), cached)
+    offer = GpuOffer(int(gpu_memory_gib * 2**30), gpus)
+    machine = Machine(device, *workforce(loaded), offer)
+    return estimate(study, machine, cached, mean_response=mean_response)
 
 
 def evaluate(
@@ -211,7 +227,7 @@ def report(run_dir: str | Path) -> RunReport:
 
     Raises InputError for a folder that is no run.
     """
-    from headwater.workflow.record import load_outcome
+    from headwater.workflow.outcome import load_outcome
 
     return _write_report(load_outcome(Path(run_dir)))
 
@@ -277,11 +293,11 @@ def _run_dir(recipe: Recipe, out: str | Path | None) -> Path:
 
 
 def _write_report(outcome: RunOutcome) -> RunReport:
+    from headwater.report.files import write_report
     from headwater.report.outcome import results_of
-    from headwater.report.page import build_page
     from headwater.report.results import write_results
 
     results = results_of(outcome)
     results_path = write_results(results, outcome.run_dir)
-    page_path = build_page(outcome.run_dir)
+    page_path = write_report(results, outcome.run_dir)
     return RunReport(outcome.run_dir, results, results_path, page_path, outcome.stopped)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.report.diagnostics import claimed_arms
 from headwater.report.results import Results, StageRow
 from headwater.workflow.store import MANIFEST
 
@@ -47,14 +48,41 @@ class Panel:
     lines: tuple[Line, ...]
 
 
+#: Of one panel: more cannot be told apart.
+LINES_AT_MOST = 8
+_LINES_AT_LEAST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class OtherCurves:
+    """Stages that found no place among the leading ones; `legend` is (label, style)."""
+
+    legend: tuple[tuple[str, int], ...]
+    panels: tuple[Panel, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class KindCurves:
-    """All curves of one kind of stage; `legend` is (label, style)."""
+    """All curves of one kind of stage; `legend` is (label, style).
+
+    leading, further: the stages that the study's claims are about, or all of a few. others: the
+    rest, in portions.
+    """
 
     kind: str
     legend: tuple[tuple[str, int], ...]
     leading: tuple[Panel, ...]
     further: tuple[Panel, ...]
+    others: tuple[OtherCurves, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The same stage under different seeds."""
+
+    label: str
+    fingerprints: list[str]
+    used_by: tuple[str, ...]
 
 
 _LOSS = Quantity("loss", "loss", "nats")
@@ -154,17 +182,41 @@ def _kind_curves(
         if path.is_file():
             metrics[stage.fingerprint] = read_metrics(path)
     groups = _group_seeds([stage for stage in stages if stage.fingerprint in metrics], results)
+    first, *others = _portions(groups, claimed_arms(results)) or [[]]
     leading, further = _QUANTITIES.get(kind, _OTHER_KINDS)
     if kind == "opd":
         name = _divergence_name([run_dir / "artifacts" / one / MANIFEST for one in metrics])
         leading = tuple(replace(one, name=name) if one is _KL else one for one in leading)
-    panels = _panels(kind, (*leading, *further), groups, metrics)
+    panels = _panels(kind, (*leading, *further), first, metrics)
     return KindCurves(
         kind=kind,
-        legend=tuple((label, style) for style, label in enumerate(groups)),
+        legend=_legend(first),
         leading=tuple(panel for panel in panels if panel.quantity in leading),
         further=tuple(panel for panel in panels if panel.quantity not in leading),
+        others=tuple(
+            OtherCurves(_legend(portion), _panels(kind, leading, portion, metrics))
+            for portion in others
+        ),
     )
+
+
+def _legend(groups: Sequence[_Group]) -> tuple[tuple[str, int], ...]:
+    return tuple((group.label, style) for style, group in enumerate(groups))
+
+
+def _portions(groups: Sequence[_Group], claimed: Sequence[str]) -> list[list[_Group]]:
+    """All groups if they are few; else first those of the claimed arms, then the rest in order."""
+    if len(groups) <= LINES_AT_MOST:
+        return [list(groups)]
+    wanted = [group for group in groups if set(claimed) & set(group.used_by)]
+    main: list[_Group] = []
+    for group in (*wanted, *groups):
+        enough = LINES_AT_MOST if group in wanted else _LINES_AT_LEAST
+        if group not in main and len(main) < enough:
+            main.append(group)
+    main.sort(key=groups.index)
+    rest = [group for group in groups if group not in main]
+    return [main, *(rest[i : i + LINES_AT_MOST] for i in range(0, len(rest), LINES_AT_MOST))]
 
 
 def _divergence_name(manifests: Iterable[Path]) -> str:
@@ -182,36 +234,44 @@ def _divergence_kind(manifest: Path) -> str | None:
         return None
 
 
-def _group_seeds(stages: Iterable[StageRow], results: Results) -> dict[str, list[str]]:
-    """Label -> fingerprints of the same stage under different seeds."""
+def _group_seeds(stages: Iterable[StageRow], results: Results) -> list[_Group]:
+    """The same stages under different seeds together, labelled by model, pool and arms."""
     titles = results.titles()
-    groups: dict[str, list[str]] = {}
-    nth: Counter[tuple[str, int]] = Counter()
+    groups: dict[tuple[object, ...], _Group] = {}
+    nth: Counter[tuple[object, ...]] = Counter()
+    taken: Counter[str] = Counter()
     for stage in stages:
-        arms = [titles.get(arm, arm) for arm in stage.used_by]
-        users = ", ".join(arms) if len(arms) <= 2 else f"{len(arms)} arms"
-        label = f"{stage.model}{f' on {stage.pool}' if stage.pool else ''}"
-        label += f" ({users})" if users else ""
-        nth[label, stage.seed] += 1
-        if nth[label, stage.seed] > 1:
-            label += f", stage {nth[label, stage.seed]}"
-        groups.setdefault(label, []).append(stage.fingerprint)
-    return groups
+        same = stage.model, stage.pool, stage.used_by
+        nth[(*same, stage.seed)] += 1
+        key = (*same, nth[(*same, stage.seed)])
+        if key not in groups:
+            arms = [titles.get(arm, arm) for arm in stage.used_by]
+            users = ", ".join(arms[:2])
+            if len(arms) > 2:
+                users = f"{arms[0]} and {len(arms) - 1} more" if stage.pool else f"{len(arms)} arms"
+            label = f"{stage.model}{f' on {stage.pool}' if stage.pool else ''}"
+            label += f" ({users})" if users else ""
+            taken[label] += 1
+            if taken[label] > 1:
+                label += f", stage {taken[label]}"
+            groups[key] = _Group(label, [], stage.used_by)
+        groups[key].fingerprints.append(stage.fingerprint)
+    return list(groups.values())
 
 
 def _panels(
     kind: str,
     quantities: Sequence[Quantity],
-    groups: Mapping[str, Sequence[str]],
+    groups: Sequence[_Group],
     metrics: Mapping[str, Mapping[int, Mapping[str, float]]],
 ) -> tuple[Panel, ...]:
     panels: list[Panel] = []
     drawn: dict[str, tuple[Line, ...]] = {}
     for quantity in quantities:
         lines = tuple(
-            Line(label, style, runs)
-            for style, (label, fingerprints) in enumerate(groups.items())
-            if (runs := _runs(quantity.key, [metrics[one] for one in fingerprints]))
+            Line(group.label, style, runs)
+            for style, group in enumerate(groups)
+            if (runs := _runs(quantity.key, [metrics[one] for one in group.fingerprints]))
         )
         twin = _REPEATS.get(quantity.key)
         if lines and not (twin and drawn.get(twin) == lines):

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from headwater.report.analysis import RunRecord, build_results
+from headwater.report.comparing import ArmEvaluation
+from headwater.report.dynamics import dynamics_of
 from headwater.report.results import (
-    ArmEvaluation,
+    Distance,
     LedgerTotals,
     Machine,
+    ProbeRow,
     Results,
-    RunRecord,
+    Route,
     StageRow,
-    build_results,
 )
-from headwater.workflow.record import RowOutcome, RunOutcome
+from headwater.workflow.graph import Graph, StageNode
+from headwater.workflow.outcome import ProbeOutcome, RowOutcome, RunOutcome
+from headwater.workflow.routes import route_of
 
 
 def results_of(outcome: RunOutcome) -> Results:
@@ -24,6 +34,19 @@ def results_of(outcome: RunOutcome) -> Results:
     rows = sorted(outcome.rows, key=lambda row: _place(row, outcome))
     evaluated = {row.arm for row in rows}
     machine = record.machine
+    stages = tuple(
+        StageRow(
+            fingerprint=stage.fingerprint,
+            kind=stage.kind,
+            model=stage.model,
+            pool=stage.pool,
+            seed=stage.seed,
+            used_by=stage.used_by,
+            seconds=stage.seconds,
+            spent=dict(stage.spent),
+        )
+        for stage in outcome.stages
+    )
     return build_results(
         RunRecord(
             name=record.name,
@@ -41,19 +64,7 @@ def results_of(outcome: RunOutcome) -> Results:
                 for contrast in record.contrasts
                 if {contrast.better, contrast.than} <= evaluated
             ),
-            stages=tuple(
-                StageRow(
-                    fingerprint=stage.fingerprint,
-                    kind=stage.kind,
-                    model=stage.model,
-                    pool=stage.pool,
-                    seed=stage.seed,
-                    used_by=stage.used_by,
-                    seconds=stage.seconds,
-                    spent=dict(stage.spent),
-                )
-                for stage in outcome.stages
-            ),
+            stages=stages,
             ledger=LedgerTotals(
                 physical=dict(outcome.physical),
                 training=dict(outcome.training),
@@ -62,6 +73,11 @@ def results_of(outcome: RunOutcome) -> Results:
             pools=record.pools,
             contamination=record.contamination,
             warnings=outcome.warnings,
+            hypotheses=record.hypotheses,
+            map=record.map,
+            routes=_routes(record.graph, evaluated),
+            probes=tuple(_probe(one) for one in outcome.probes),
+            dynamics=dynamics_of(stages, outcome.run_dir),
         )
     )
 
@@ -84,4 +100,45 @@ def _evaluation(row: RowOutcome) -> ArmEvaluation:
         spent=row.spent,
         stages=row.stages,
         evaluations=row.evaluations,
+        model=row.model,
+        spent_after_bases=row.spent_after_bases,
+    )
+
+
+def _routes(graph: Graph, arms: set[str]) -> tuple[Route, ...]:
+    """One route an arm; seeds differ in fingerprints only."""
+    plans = {plan.arm: plan for plan in reversed(graph.arms) if plan.arm in arms}
+    routes = {arm: route_of(graph, plan) for arm, plan in plans.items()}
+    return tuple(
+        Route(
+            arm=arm,
+            base=route.base,
+            teacher_base=route.teacher_base,
+            taught_by=_words(route.teacher),
+            transfers=_words(route.transfers),
+            others=_words(route.others),
+        )
+        for arm, route in reversed(routes.items())
+    )
+
+
+def _words(nodes: Sequence[StageNode]) -> tuple[str, ...]:
+    return tuple(f"{node.kind}({node.pool})" for node in nodes)
+
+
+def _probe(outcome: ProbeOutcome) -> ProbeRow:
+    positions = zip(*(found["positions"] for found in outcome.found), strict=True)
+    return ProbeRow(
+        arm=outcome.arm,
+        after=outcome.after,
+        overall=_distance(outcome.found),
+        positions=tuple(_distance(seeds) for seeds in positions),
+        artifacts=outcome.artifacts,
+    )
+
+
+def _distance(seeds: Sequence[Mapping[str, Any]]) -> Distance:
+    """The mean over seeds."""
+    return Distance(
+        **{name: float(np.mean([seed[name] for seed in seeds])) for name in Distance.model_fields}
     )

@@ -6,7 +6,7 @@ a data set or a model is escaped by the template engine, with control characters
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,66 +15,46 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from headwater.report import quantities
+from headwater.report import diagnostics, quantities, study_tables, tables
 from headwater.report.curves import KindCurves, Panel, learning_curves
+from headwater.report.map_view import grid_of, map_words
+from headwater.report.paper_tables import paper_tables
 from headwater.report.plots import colour, dash, draw_panel
-from headwater.report.results import Results, Row, StageRow, read_results
-from headwater.report.samples import (
-    ReadRollout,
-    draw_lots,
-    rollouts_of_arm,
-    verdict_mark,
+from headwater.report.results import DifferenceRow, DynamicsRow, Results, Row, read_results
+from headwater.report.samples import verdict_mark
+from headwater.report.scale import scale_of
+from headwater.report.side_by_side import Answered, side_by_side
+from headwater.report.views import (
+    ArmGroup,
+    ArmSamples,
+    ResultTable,
+    arm_samples,
+    judged,
+    probe_views,
+    result_table,
+    stage_groups,
+    unclaimed,
 )
-from headwater.report.scale import Scale, scale_of
 from headwater.report.visible import excerpt, visible
 from headwater.report.words import best_arm, closing_words
-from headwater.types import Verdict
 
 PAGE_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"
 
-_SAMPLES_EACH = 2  # correct and other rollouts shown for an arm
 _PROMPT_LIMIT, _RESPONSE_LIMIT = 1_500, 3_000
-_WRONG = (Verdict.INCORRECT.value, Verdict.UNPARSEABLE.value, Verdict.TIMEOUT.value)
+_ALARMS_SHOWN = _WARNINGS_SHOWN = 6
+_SAMPLES_SHOWN = 12  # arms whose answers are listed before the rest is folded away
+_STAGES_SHOWN = 24  # lines of the table of dynamics before only those of claims are shown
 
 
 @dataclass(frozen=True, slots=True)
-class ResultTable:
-    """The rows of one evaluation set and their common axis; `base` is the untrained student's."""
+class Reading:
+    """What is read from the run folder beside results.json."""
 
-    eval_set: str
-    rows: tuple[Row, ...]
-    scale: Scale
-    base: Row | None
-
-    @property
-    def spends(self) -> bool:
-        """Whether any row knows what it spent."""
-        return any(row.spent for row in self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class ArmSamples:
-    """Rollouts to read of one arm's model."""
-
-    arm: str
-    title: str
-    evaluates: str
-    rollouts: tuple[ReadRollout, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StageGroup:
-    """The seeds of one stage as one line of the account; spending is summed over them."""
-
-    stages: tuple[StageRow, ...]
-    seconds: float
-    spent: Mapping[str, float]
-
-    @property
-    def first(self) -> StageRow:
-        """Any of the stages; they differ in seed, fingerprint and spending only."""
-        return self.stages[0]
+    curves: list[KindCurves]
+    samples: list[ArmSamples]
+    answered: tuple[Answered, ...] = ()
+    recipe: str = ""
 
 
 def build_page(run_dir: Path) -> Path:
@@ -84,12 +64,14 @@ def build_page(run_dir: Path) -> Path:
     """
     results = read_results(run_dir)
     recipe = run_dir / RECIPE_FILE
-    page = render_page(
-        results,
+    arms = diagnostics.claimed_arms(results)
+    reading = Reading(
         curves=learning_curves(results, run_dir),
-        samples=_samples(results, run_dir),
+        samples=arm_samples(results, run_dir),
+        answered=side_by_side(results, run_dir, arms) if results.hypotheses else (),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
     )
+    page = render_page(results, reading)
     path = run_dir / PAGE_FILE
     beside = path.with_suffix(".html.part")
     beside.write_text(page, encoding="utf-8")
@@ -97,28 +79,80 @@ def build_page(run_dir: Path) -> Path:
     return path
 
 
-def render_page(
-    results: Results, *, curves: list[KindCurves], samples: list[ArmSamples], recipe: str
-) -> str:
+def render_page(results: Results, reading: Reading) -> str:
     """The page as text; pure."""
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            results=results,
-            titles=results.titles(),
-            best=best_arm(results),
-            words=closing_words(results),
-            tables=[_table(results, name) for name in results.eval_sets()],
-            counters=quantities.TABLE_COUNTERS,
-            all_counters=_counters_used(results),
-            curves=curves,
-            samples=samples,
-            stage_groups=_stage_groups(results),
-            unshared_seconds=_unshared_seconds(results),
-            recipe=recipe,
-        )
-    )
+    context = {
+        **_study(results),
+        **_arms(results),
+        **_diagnostics(results),
+        "results": results,
+        "titles": results.titles(),
+        "words": closing_words(results),
+        "curves": reading.curves,
+        "samples": reading.samples,
+        "samples_shown": _SAMPLES_SHOWN,
+        "warnings_shown": _WARNINGS_SHOWN,
+        "answered": reading.answered,
+        "recipe": reading.recipe,
+    }
+    return _environment(results).get_template("page.html").render(context)
+
+
+def _study(results: Results) -> dict[str, Any]:
+    """What is claimed, mapped and tabulated."""
+    one_run = study_tables.one_run_table(results)
+    rungs = study_tables.ladder(results)
+    scale = scale_of(rung.row for rung in rungs)
+    rows = tuple(rung.row for rung in rungs)
+    return {
+        "judged": judged(results),
+        "one_run": one_run if one_run.rows else None,
+        "unclaimed": unclaimed(results),
+        "accounts": study_tables.accounts_table(results),
+        "paper": paper_tables(results),
+        "rungs": rungs,
+        "rung_scale": scale,
+        "rung_table": ResultTable("", rows, scale, None, (ArmGroup("", False, rows),)),
+        "grid": grid_of(results.map) if results.map and results.map.cells else None,
+        "map_words": map_words(results),
+    }
+
+
+def _arms(results: Results) -> dict[str, Any]:
+    """Arms, what they spent and what they share."""
+    return {
+        "best": best_arm(results),
+        "tables": [result_table(results, name) for name in results.eval_sets()],
+        "counters": quantities.TABLE_COUNTERS,
+        "all_counters": _counters_used(results),
+        "stage_groups": stage_groups(results),
+        "shared_kinds": study_tables.sharing(results),
+        "shared_total": study_tables.total_sharing(results),
+    }
+
+
+def _diagnostics(results: Results) -> dict[str, Any]:
+    """C1, C2 and the dynamics: first what the claims rest on, then the rest."""
+    arms = set(diagnostics.claimed_arms(results))
+    if len(results.dynamics) <= _STAGES_SHOWN:
+        arms |= {arm for row in results.dynamics for arm in row.used_by}
+    first = [row for row in results.dynamics if row.alarms or _leads(row, arms)]
+    rest = [row for row in results.dynamics if row not in first]
+    return {
+        "alarms": diagnostics.alarms(results),
+        "alarms_shown": _ALARMS_SHOWN,
+        "gains": [diagnostics.gains_table(results, name) for name in results.eval_sets()],
+        "probes": probe_views(results),
+        "dynamics": {
+            "first": diagnostics.dynamics_table(results, first),
+            "rest": diagnostics.dynamics_table(results, rest),
+        },
+    }
+
+
+def _leads(row: DynamicsRow, arms: set[str]) -> bool:
+    """Whether a stage samples from the model it trains, for one of these arms."""
+    return row.sampler_gap is not None and bool(arms & set(row.used_by))
 
 
 def chain_by_model(chain: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -136,7 +170,15 @@ def chain_by_model(chain: Sequence[str]) -> list[tuple[str, list[str]]]:
     return stretches
 
 
-def _environment() -> Environment:
+def _environment(results: Results) -> Environment:
+    rows = study_tables.students_of(results)
+
+    def sources_of(difference: DifferenceRow) -> str:
+        pair = (
+            rows.get((arm, difference.eval_set)) for arm in (difference.better, difference.than)
+        )
+        return "; ".join(_evaluations(row) for row in pair if row is not None)
+
     environment = Environment(
         loader=FunctionLoader(_template),
         autoescape=True,
@@ -153,6 +195,7 @@ def _environment() -> Environment:
         "duration": quantities.duration,
         "excerpt": excerpt,
         "by_model": chain_by_model,
+        "evaluations": _evaluations,
     }
     environment.globals |= {
         "style_sheet": Markup(_template("page.css")),
@@ -162,11 +205,21 @@ def _environment() -> Environment:
         "colour": colour,
         "stage_name": quantities.stage_name,
         "dash": dash,
+        "sources_of": sources_of,
+        "cell_parts": tables.cell_parts,
+        "is_bold": lambda cell: isinstance(cell, tables.Gap) and cell.told_apart,
+        "cell_lines": tables.cell_lines,
+        "is_matched": lambda cell: isinstance(cell, tables.Amounts) and cell.matched,
         "verdict_mark": lambda rollout: verdict_mark(rollout)[0],
         "prompt_limit": _PROMPT_LIMIT,
         "response_limit": _RESPONSE_LIMIT,
     }
     return environment
+
+
+def _evaluations(row: Row) -> str:
+    """Where a row's numbers come from, for its title attribute."""
+    return f"from {', '.join(row.evaluations)}" if row.evaluations else ""
 
 
 def _template(name: str) -> str:
@@ -177,12 +230,6 @@ def _panel_svg(panel: Panel, identity: str) -> Markup:
     return Markup(draw_panel(panel, identity))
 
 
-def _table(results: Results, eval_set: str) -> ResultTable:
-    rows = tuple(row for row in results.rows if row.eval_set == eval_set)
-    base = [row for row in rows if row.evaluates == "student" and not row.chain]
-    return ResultTable(eval_set, rows, scale_of(rows), base[0] if base else None)
-
-
 def _counters_used(results: Results) -> list[str]:
     ledger = results.ledger
     return [
@@ -190,48 +237,3 @@ def _counters_used(results: Results) -> list[str]:
         for name in quantities.COUNTER_NAMES
         if any(part.get(name) for part in (ledger.physical, ledger.training, ledger.evaluation))
     ]
-
-
-def _samples(results: Results, run_dir: Path) -> list[ArmSamples]:
-    found: dict[tuple[str, str], ArmSamples] = {}
-    for row in results.rows:
-        if (row.arm, row.evaluates) in found:
-            continue
-        rollouts = rollouts_of_arm(run_dir, results, row)
-        right = draw_lots(rollouts, (Verdict.CORRECT.value,), _SAMPLES_EACH)
-        missed = draw_lots(rollouts, _WRONG, _SAMPLES_EACH)
-        shown = (right + missed) or draw_lots(rollouts, (None,), _SAMPLES_EACH)
-        if shown:
-            found[row.arm, row.evaluates] = ArmSamples(
-                row.arm, row.title, row.evaluates, tuple(shown)
-            )
-    return list(found.values())
-
-
-def _stage_groups(results: Results) -> list[StageGroup]:
-    groups: dict[tuple[Any, ...], list[StageRow]] = {}
-    nth: dict[tuple[Any, ...], int] = {}
-    for stage in results.stages:
-        key = (stage.kind, stage.model, stage.pool, stage.used_by)
-        nth[(*key, stage.seed)] = nth.get((*key, stage.seed), 0) + 1
-        groups.setdefault((*key, nth[(*key, stage.seed)]), []).append(stage)
-    return [_stage_group(stages) for stages in groups.values()]
-
-
-def _stage_group(stages: list[StageRow]) -> StageGroup:
-    names = dict.fromkeys(name for stage in stages for name in stage.spent)
-    summed: dict[str, float] = {
-        name: sum(stage.spent.get(name, 0) for stage in stages) for name in names
-    }
-    for name in ("labels", "peak_memory_bytes"):  # seeds read the same labels
-        summed[name] = max((stage.spent.get(name, 0) for stage in stages), default=0)
-    return StageGroup(tuple(stages), sum(stage.seconds for stage in stages), summed)
-
-
-def _unshared_seconds(results: Results) -> float:
-    """What training would have taken had every arm run all of its stages for itself."""
-    return sum(
-        stage.spent.get("seconds", 0.0) * max(1, len(stage.used_by))
-        for stage in results.stages
-        if stage.kind != "evaluate"
-    )

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.signal import savgol_filter
 
 from headwater.report.curves import Line, Panel
-from headwater.report.quantities import count
+from headwater.report.quantities import count, tiny
 from headwater.report.visible import visible
 
 COLOURS = 7
@@ -56,32 +56,10 @@ def dash(style: int) -> str:
 
 
 def draw_panel(panel: Panel, identity: str) -> str:
-    """SVG text of one panel; `identity` keeps its element ids apart from other plots'.
-
-    Faint lines are the seeds as logged; the strong one is their mean over seeds, smoothed by
-    a running mean where there are many steps.
-    """
+    """SVG text of one panel; `identity` keeps its element ids apart from other plots'."""
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": identity}):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
-        for line in panel.lines:
-            _draw_line(axes, line)
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(length=0, pad=4)
-        axes.margins(x=0.02, y=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        if panel.quantity.unit == "share":
-            places = decimals([100 * tick for tick in axes.get_yticks()])
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{places}%}"))
-        elif axes.get_ylim()[1] >= 1000:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-        elif max(map(abs, axes.get_ylim())) < 1e-3:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tiny(value)))
-        axes.set_xlabel("step", loc="right", labelpad=1)
+        fill_axes(figure.add_subplot(), panel, _LINE_MARKS)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
@@ -89,19 +67,55 @@ def draw_panel(panel: Panel, identity: str) -> str:
     return _for_the_page(buffer.getvalue(), identity, label)
 
 
-def _draw_line(axes: Axes, line: Line) -> None:
-    mark = _LINE_MARKS[line.style % COLOURS]
+def fill_axes(axes: Axes, panel: Panel, colours: Sequence[str]) -> None:
+    """Draw one panel's lines on axes.
+
+    A strong line is the mean over seeds, smoothed where there are many steps; the shade around
+    it reaches from the lowest seed to the highest. Faint is a single seed as logged.
+    """
+    for line in panel.lines:
+        _draw_line(axes, line, colours[line.style % COLOURS])
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0, pad=4)
+    axes.margins(x=0.02, y=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    if panel.quantity.unit == "share":
+        places = decimals([100 * tick for tick in axes.get_yticks()])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{places}%}"))
+    elif axes.get_ylim()[1] >= 1000:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    elif max(map(abs, axes.get_ylim())) < 1e-3:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tiny(value)))
+    axes.set_xlabel("step", loc="right", labelpad=1)
+
+
+def _draw_line(axes: Axes, line: Line, mark: str) -> None:
     pattern = tuple(float(part) for part in dash(line.style).split())
     style = (0, pattern) if pattern else "solid"
     steps, mean = seed_mean(line)
     smoothed = smooth(mean)
-    if len(line.runs) > 1 or len(mean) >= _SMOOTHED_FROM:
-        for run_steps, values in line.runs:
-            axes.plot(*thinned(run_steps, values), color=mark, alpha=0.28, linewidth=0.7)
+    if len(line.runs) > 1:
+        band_steps, low, high = seed_band(line)
+        (at, lowest), (_, highest) = thinned(band_steps, low), thinned(band_steps, high)
+        axes.fill_between(at, lowest, highest, color=mark, alpha=0.2, linewidth=0)
+    elif len(mean) >= _SMOOTHED_FROM:
+        axes.plot(*thinned(steps, mean), color=mark, alpha=0.28, linewidth=0.7)
     dot = "o" if len(steps) == 1 else None
     axes.plot(
         *thinned(steps, smoothed), color=mark, linewidth=1.7, linestyle=style, marker=dot, ms=3.5
     )
+
+
+def seed_band(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps that every seed logged, and the lowest and highest seed, each smoothed for itself."""
+    steps, _ = seed_mean(line)
+    by_seed = [dict(zip(*run, strict=True)) for run in line.runs]
+    smoothed_SN = np.array([smooth(np.array([one[int(n)] for n in steps])) for one in by_seed])
+    return steps, smoothed_SN.min(axis=0), smoothed_SN.max(axis=0)
 
 
 def seed_mean(line: Line) -> tuple[np.ndarray, np.ndarray]:
@@ -139,16 +153,6 @@ def decimals(ticks: Iterable[float]) -> int:
     return next(exact, 2)
 
 
-def tiny(value: float) -> str:
-    """A value below a thousandth in short.
-
-    >>> tiny(4e-08), tiny(1.2e-7), tiny(0.0)
-    ('4e-8', '1.2e-7', '0')
-    """
-    mantissa, _, exponent = f"{value:.2g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
-
-
 def thinned(steps: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray) -> np.ndarray:
     """[2, n] steps and values as means of equal stretches, n at most `_DRAWN_POINTS`."""
     both = np.array([steps, values], dtype=np.float64)
@@ -164,16 +168,34 @@ def _for_the_page(svg: str, identity: str, label: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r'="[^"]*"', lambda found: _shortened(found.group(0)), svg)
     svg = re.sub(r'\bid="', f'id="{identity}-', svg)
     svg = re.sub(r'((?:xlink:)?href=")#', rf"\1#{identity}-", svg)
     svg = svg.replace("url(#", f"url(#{identity}-")
+    svg = _compact(svg)
     svg = re.sub(r"font(-family)?: [^;\"]*;?", lambda found: _keep_size(found.group(0)), svg)
     svg = svg.replace(_INK, "currentColor").replace(_RULE, "var(--rule)")
     for index, mark in enumerate(_LINE_MARKS):
         svg = svg.replace(mark, f"var(--line-{index})")
     escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escaped}"', 1)
+
+
+def _shortened(attribute: str) -> str:
+    """An attribute with coordinates to a tenth of a point; text between tags stays whole."""
+    return re.sub(r"(\d\.\d)\d+", r"\1", attribute)
+
+
+def _compact(svg: str) -> str:
+    """The same picture in fewer characters: no ids that nothing refers to, no empty groups."""
+    referred = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
+    svg = re.sub(
+        r' id="([^"]*)"', lambda found: found.group(0) if found.group(1) in referred else "", svg
+    )
+    svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
+    svg = re.sub(r"\s*\n\s*(?=[LMzCQ\"])", "", svg)
+    svg = re.sub(r">\s+<", "><", svg)
+    return re.sub(r"<g/>|<defs></defs>", "", svg)
 
 
 def _keep_size(declaration: str) -> str:

@@ -76,6 +76,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
 
 
+def hours(amount: float) -> str:
+    """Hours for adding up in a column: two figures below ten, whole beyond.
+
+    >>> hours(0.034), hours(3.21), hours(41_234.5)
+    ('0.03', '3.2', '41,234')
+    """
+    if amount < 0.995:
+        return f"{amount:.2f}"
+    return f"{amount:.1f}" if amount < 9.95 else f"{amount:,.0f}"
+
+
 def p_value(probability: float) -> str:
     """A p-value with its sign, never rounded to zero; its spaces do not break.
 
@@ -108,6 +119,16 @@ def spent(counter: str, amount: float) -> str:
     if counter == "peak_memory_bytes":
         return f"{amount / _GIB:.1f} GiB"
     return count(amount)
+
+
+def tiny(value: float) -> str:
+    """A value below a thousandth in short.
+
+    >>> tiny(4e-08), tiny(1.2e-7), tiny(0.0)
+    ('4e-8', '1.2e-7', '0')
+    """
+    mantissa, _, exponent = f"{value:.2g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def stage_name(model: str, kind: str) -> str:

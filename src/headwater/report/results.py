@@ -1,35 +1,28 @@
 """results.json: what a run found, what it spent and where each number comes from.
 
-`build_results` is pure: it takes the evaluations' verdict tables and what the workflow knows
-of arms and stages, and computes every estimate and difference. The models are strict and
-versioned, so that a file of another version is refused and not half understood.
+The models are strict and versioned, so that a file of another version is refused and not half
+understood. `report.analysis` fills them.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from headwater import __version__
 from headwater.errors import InputError
-from headwater.evals import statistics
-from headwater.types import AttemptTable, Verdict
-from headwater.workflow.record import ContrastRecord
 
 RESULTS_FILE = "results.json"
-SCHEMA = 1
+SCHEMA = 2
 
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Spent = dict[str, int | float]  # the ledger's counters by name
 Evaluated = Literal["teacher", "student"]
+Judgement = Literal["supported", "refuted", "undecided"]
 
 
 class _Record(BaseModel):
@@ -53,8 +46,8 @@ class Row(_Record):
     avg_at_k is averaged over `problems` problems, `attempts` attempts and the seeds;
     standard_error is over problems (None for a single problem); interval is the 95 % interval
     over problems and, with several seeds, seeds. `spent` is what the arm used for one seed
-    (the mean over seeds), shared stages included. `stages` and `evaluations` are artifact
-    fingerprints.
+    (the mean over seeds), shared stages included; `spent_after_bases` leaves out what made the
+    bases. `stages` and `evaluations` are artifact fingerprints.
     """
 
     arm: str
@@ -76,13 +69,16 @@ class Row(_Record):
     spent: Spent
     stages: tuple[Fingerprint, ...]
     evaluations: tuple[Fingerprint, ...] = ()
+    spent_after_bases: Spent = Field(default_factory=dict)
 
 
 class DifferenceRow(_Record):
-    """A declared contrast: avg@k of `better` minus that of `than` on the same problems.
+    """A contrast: avg@k of `better` minus that of `than` on the same problems.
 
-    p_value_corrected is Holm's over all differences of the run. minimum_detectable is the
-    true difference that four in five such comparisons would show.
+    p_value covers problems and training luck, p_problems problems alone (is it real for these
+    checkpoints); p_value_corrected is Holm's over all differences of the run, and for a claim with
+    not_worse_by it is of that claim. minimum_detectable is the true difference that four in five
+    such studies would find. match: accounts on which `than` was made to equal `better`.
     """
 
     better: str
@@ -91,15 +87,136 @@ class DifferenceRow(_Record):
     difference: float
     interval: tuple[float, float]
     standard_error: float
+    degrees_of_freedom: float | None
     p_value: float
+    p_problems: float
     p_value_corrected: float
     minimum_detectable: float
+    verdict: Judgement
     differs_in: tuple[str, ...] | None = None
+    match: tuple[str, ...] = ()
+    not_worse_by: float | None = None
 
     @property
     def told_apart(self) -> bool:
         """Whether the interval leaves out zero and the corrected p-value is at most 0.05."""
-        return not self.interval[0] <= 0.0 <= self.interval[1] and self.p_value_corrected <= 0.05
+        apart = not self.interval[0] <= 0.0 <= self.interval[1]
+        return apart and self.verdict != "undecided"
+
+
+class HypothesisRow(_Record):
+    """A declared hypothesis and how it came out: supported if every claim is, refuted if any is.
+
+    claims: its differences, as places in `Results.differences`.
+    """
+
+    name: str
+    statement: str
+    verdict: Judgement
+    eval_set: str
+    claims: tuple[int, ...]
+
+
+class MapCell(_Record):
+    """One student and number of labels: the rule's arm minus the other's.
+
+    outcome: by the 95 % interval and Holm's p-value over the cells of the map.
+    """
+
+    student: str
+    labels: int
+    base_rate: Share
+    rule: Share
+    against: Share
+    difference: float
+    interval: tuple[float, float]
+    p_value_corrected: float
+    outcome: Literal["wins", "ties", "loses"]
+
+
+class MapResult(_Record):
+    """Where the rule holds: its cells by student and number of labels, on one evaluation set."""
+
+    rule: str
+    against: str
+    eval_set: str
+    cells: tuple[MapCell, ...]
+
+
+class Route(_Record):
+    """What an arm is, for tables: bases, and stages as KIND(POOL).
+
+    teacher_base is None for an arm without a teacher; `taught_by` is empty for a raw one.
+    """
+
+    arm: str
+    base: str
+    teacher_base: str | None
+    taught_by: tuple[str, ...]
+    transfers: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+class Distance(_Record):
+    """How far a student was from its teacher on its own rollouts, averaged over seeds.
+
+    KLs and entropies in nats a token; shares of the 16 likeliest tokens and of their mass.
+    """
+
+    forward_kl: float
+    reverse_kl: float
+    entropy: float
+    teacher_entropy: float
+    top_overlap: Share
+    overlap_mass: float
+
+
+class ProbeRow(_Record):
+    """C2: the distance at one moment of an arm's transfer; `positions` are parts of a response.
+
+    after: "start" or the transfer stage that was just done. artifacts: one fingerprint a seed.
+    """
+
+    arm: str
+    after: str
+    overall: Distance
+    positions: tuple[Distance, ...]
+    artifacts: tuple[Fingerprint, ...]
+
+
+class GainRow(_Record):
+    """C1: what a teacher's training gained over its base, on one evaluation set."""
+
+    model: str
+    taught_by: tuple[str, ...]
+    eval_set: str
+    before: Share
+    after: Share
+    difference: float
+    interval: tuple[float, float]
+    arms: tuple[str, ...]
+
+
+class DynamicsRow(_Record):
+    """What to watch of one stage over its seeds: means over the last quarter of its steps.
+
+    None where the stage does not log it. alarms: thresholds passed, in words.
+    """
+
+    kind: str
+    model: str
+    pool: str | None
+    used_by: tuple[str, ...]
+    pass_rate: float | None
+    zero_variance_share: float | None
+    truncation_rate: float | None
+    repetition: float | None
+    response_tokens: float | None
+    entropy: float | None
+    sampler_gap: float | None
+    grad_norm: float | None
+    alarms: tuple[str, ...]
+    artifacts: tuple[Fingerprint, ...]
 
 
 class StageRow(_Record):
@@ -126,7 +243,7 @@ class LedgerTotals(_Record):
 class Results(_Record):
     """The whole of results.json."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     name: str
     headwater: str
     seeds: tuple[int, ...]
@@ -137,6 +254,12 @@ class Results(_Record):
     stages: tuple[StageRow, ...]
     ledger: LedgerTotals
     pools: dict[str, int]
+    hypotheses: tuple[HypothesisRow, ...] = ()
+    map: MapResult | None = None
+    routes: tuple[Route, ...] = ()
+    gains: tuple[GainRow, ...] = ()
+    probes: tuple[ProbeRow, ...] = ()
+    dynamics: tuple[DynamicsRow, ...] = ()
     contamination: tuple[dict[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -148,65 +271,6 @@ class Results(_Record):
         """Arm name -> title; an arm whose teacher is evaluated too goes by its student's."""
         students_last = sorted(self.rows, key=lambda row: row.evaluates == "student")
         return {row.arm: row.title for row in students_last}
-
-
-@dataclass(frozen=True, slots=True)
-class ArmEvaluation:
-    """What the workflow knows of one arm's model on one evaluation set.
-
-    chain: what was trained how, such as "teacher: grpo(labels)". spent: the arm's logical
-    spending for one seed. stages: fingerprints of its stages; evaluations: those of the evaluation
-    artifacts whose rollouts can be read.
-    """
-
-    arm: str
-    title: str
-    evaluates: Evaluated
-    eval_set: str
-    table: AttemptTable
-    chain: tuple[str, ...] = ()
-    spent: Mapping[str, float] = field(default_factory=dict)
-    stages: tuple[str, ...] = ()
-    evaluations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """Everything `build_results` needs."""
-
-    name: str
-    seeds: tuple[int, ...]
-    machine: Machine
-    evaluations: tuple[ArmEvaluation, ...]
-    contrasts: tuple[ContrastRecord, ...]
-    stages: tuple[StageRow, ...]
-    ledger: LedgerTotals
-    pools: Mapping[str, int]
-    contamination: tuple[Mapping[str, str], ...] = ()
-    warnings: tuple[str, ...] = ()
-    question: str | None = None
-
-
-def build_results(run: RunRecord) -> Results:
-    """Estimates, differences and accounts of a run; pure and seeded.
-
-    Raises InputError when a contrast names an arm that was not evaluated or two arms were
-    evaluated on different problems.
-    """
-    return Results(
-        name=run.name,
-        headwater=__version__,
-        seeds=run.seeds,
-        machine=run.machine,
-        question=run.question,
-        rows=tuple(_row(evaluation) for evaluation in run.evaluations),
-        differences=_differences(run.contrasts, run.evaluations),
-        stages=run.stages,
-        ledger=run.ledger,
-        pools=dict(run.pools),
-        contamination=tuple(dict(entry) for entry in run.contamination),
-        warnings=run.warnings,
-    )
 
 
 def write_results(results: Results, run_dir: Path) -> Path:
@@ -245,91 +309,3 @@ def read_results(run_dir: Path) -> Results:
         raise InputError(
             f"{path}: {where}: {first['msg']}; run `headwater run` again to rebuild it"
         ) from error
-
-
-def _row(evaluation: ArmEvaluation) -> Row:
-    table = evaluation.table
-    found = statistics.avg_at_k(table.correct)
-    _, problems, attempts = table.correct.shape
-    return Row(
-        arm=evaluation.arm,
-        title=evaluation.title,
-        evaluates=evaluation.evaluates,
-        eval_set=evaluation.eval_set,
-        attempts=attempts,
-        problems=problems,
-        avg_at_k=found.mean,
-        standard_error=None if math.isnan(found.standard_error) else found.standard_error,
-        interval=(found.low, found.high),
-        per_seed=found.seed_means,
-        pass_at_k=float(table.correct.any(axis=2).mean()),
-        truncated_share=float(np.mean(table.truncated)),
-        unparseable_share=_share_of(table, Verdict.UNPARSEABLE),
-        timeout_share=_share_of(table, Verdict.TIMEOUT),
-        mean_response_tokens=float(np.mean(table.response_tokens)),
-        chain=evaluation.chain,
-        spent=dict(evaluation.spent),
-        stages=evaluation.stages,
-        evaluations=evaluation.evaluations,
-    )
-
-
-def _share_of(table: AttemptTable, verdict: Verdict) -> float:
-    return float(np.mean(table.verdicts == verdict.value))
-
-
-def _differences(
-    contrasts: Sequence[ContrastRecord], evaluations: Sequence[ArmEvaluation]
-) -> tuple[DifferenceRow, ...]:
-    found: list[tuple[ContrastRecord, str, statistics.Difference]] = []
-    for contrast in contrasts:
-        better = _by_eval_set(contrast.better, evaluations)
-        than = _by_eval_set(contrast.than, evaluations)
-        for eval_set in (name for name in better if name in than):
-            found.append((contrast, eval_set, _difference(better[eval_set], than[eval_set])))
-    corrected = statistics.holm([difference.p_value for _, _, difference in found])
-    return tuple(
-        DifferenceRow(
-            better=contrast.better,
-            than=contrast.than,
-            eval_set=eval_set,
-            difference=difference.mean,
-            interval=(difference.low, difference.high),
-            standard_error=difference.standard_error,
-            p_value=difference.p_value,
-            p_value_corrected=p_value,
-            minimum_detectable=difference.minimum_detectable,
-            differs_in=contrast.differs_in,
-        )
-        for (contrast, eval_set, difference), p_value in zip(found, corrected, strict=True)
-    )
-
-
-def _by_eval_set(arm: str, evaluations: Sequence[ArmEvaluation]) -> dict[str, ArmEvaluation]:
-    """The arm's evaluation on each set: its student's where there is one, else its teacher's."""
-    chosen: dict[str, ArmEvaluation] = {}
-    for evaluation in evaluations:
-        if evaluation.arm == arm and (
-            evaluation.eval_set not in chosen or evaluation.evaluates == "student"
-        ):
-            chosen[evaluation.eval_set] = evaluation
-    if not chosen:
-        known = ", ".join(dict.fromkeys(evaluation.arm for evaluation in evaluations))
-        raise InputError(
-            f"contrast names arm {arm!r}, which was not evaluated; evaluated arms: {known}"
-        )
-    return chosen
-
-
-def _difference(better: ArmEvaluation, than: ArmEvaluation) -> statistics.Difference:
-    first, second = better.table, than.table
-    if set(first.problem_ids) != set(second.problem_ids):
-        raise InputError(
-            f"{better.arm!r} and {than.arm!r} were evaluated on different problems of "
-            f"{better.eval_set!r}; a paired difference needs the same: evaluate both again"
-        )
-    place = {problem_id: index for index, problem_id in enumerate(second.problem_ids)}
-    order_Q = [place[problem_id] for problem_id in first.problem_ids]
-    return statistics.paired_difference(
-        first.correct, second.correct[:, order_Q], pair_seeds=first.seeds == second.seeds
-    )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from headwater.report.results import Row
+from headwater.report.results import DifferenceRow, Row
 
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
 _TICKS_AT_MOST = 8
@@ -37,10 +37,21 @@ def scale_of(rows: Iterable[Row]) -> Scale:
         0.0,
         1.0,
     ]
-    lowest, highest = min(values), max(values)
+    return _round_scale(min(values), max(values), lowest=0, highest=1)
+
+
+def difference_scale(differences: Iterable[DifferenceRow]) -> Scale:
+    """The narrowest round scale that holds zero and every interval of these differences."""
+    values = [value for row in differences for value in (*row.interval, row.difference)]
+    return _round_scale(min(values, default=0.0), max(values, default=0.0), lowest=-1, highest=1)
+
+
+def _round_scale(low: float, high: float, *, lowest: int, highest: int) -> Scale:
+    if lowest < 0:
+        low, high = min(low, 0.0), max(high, 0.0)
     for step in _STEPS:
-        first = max(0, math.floor(lowest / step + 1e-9))
-        last = min(round(1 / step), max(math.ceil(highest / step - 1e-9), first + 1))
+        first = max(round(lowest / step), math.floor(low / step + 1e-9))
+        last = min(round(highest / step), max(math.ceil(high / step - 1e-9), first + 1))
         first = min(first, last - 1)
         if last - first < _TICKS_AT_MOST:
             break

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from headwater.report.map_view import map_words
 from headwater.report.quantities import count, p_value, percent, points
-from headwater.report.results import DifferenceRow, Results, Row
+from headwater.report.results import DifferenceRow, HypothesisRow, Judgement, Results, Row
 
 _NAMED_AT_MOST = 3  # differences of one kind spelled out; the rest are counted
 _UNEVEN = 1.25  # ratio of verifier calls from which two arms are not matched on them
@@ -24,15 +25,29 @@ class Sentence:
 def closing_words(results: Results) -> list[Sentence]:
     """The run in a few sentences, headline first; only what intervals and p-values carry.
 
-    A difference counts as found when its interval leaves out zero and Holm's p-value is at
-    most 0.05; otherwise the sentence says how large it would have had to be.
+    Hypotheses come before arms, where there are any, and speak for their differences. Another
+    difference counts as found when its interval leaves out zero and Holm's p-value is at most
+    0.05; otherwise the sentence says how large it would have had to be.
     """
     if not results.rows:
         return [Sentence("headline", "Nothing was evaluated.")]
-    said = [Sentence("headline", _headline(results)), *_next_best(results)]
-    found = [row for row in results.differences if row.told_apart and row.difference > 0]
-    against = [row for row in results.differences if row.told_apart and row.difference < 0]
-    still_open = [row for row in results.differences if not row.told_apart]
+    judged = primary_hypotheses(results)
+    if judged:
+        said = [Sentence("headline", _judged(judged)), *_refuted(judged)]
+        said.append(Sentence("next", _headline(results)))
+    elif results.map is not None and results.map.cells:  # its students have bases of their own
+        said = [Sentence("headline", map_words(results))]
+    else:
+        said = [Sentence("headline", _headline(results)), *_next_best(results)]
+    claimed = {index for one in results.hypotheses for index in one.claims}
+    others = [
+        row
+        for index, row in enumerate(results.differences)
+        if index not in claimed and not (judged and row.eval_set != judged[0].eval_set)
+    ]
+    found = [row for row in others if row.told_apart and row.difference > 0]
+    against = [row for row in others if row.told_apart and row.difference < 0]
+    still_open = [row for row in others if not row.told_apart]
     said += _spelled_out("found", [_found(results, row) for row in found])
     said += _spelled_out("against", [_against(results, row) for row in against])
     said += _spelled_out("open", [_open(results, row) for row in still_open])
@@ -44,6 +59,48 @@ def best_arm(results: Results) -> str | None:
     """The trained arm with the highest score on the first evaluation set, if any."""
     trained = _trained(results) if results.rows else []
     return trained[0].arm if trained else None
+
+
+def primary_hypotheses(results: Results) -> list[HypothesisRow]:
+    """The hypotheses as judged on the first evaluation set that judges any."""
+    first = next((name for name in results.eval_sets() if _on(results, name)), None)
+    return [] if first is None else _on(results, first)
+
+
+def _on(results: Results, eval_set: str) -> list[HypothesisRow]:
+    return [row for row in results.hypotheses if row.eval_set == eval_set]
+
+
+def _judged(rows: Sequence[HypothesisRow]) -> str:
+    """How many hypotheses came out how, with their names."""
+    counted: list[tuple[int, str]] = []
+    verbs: tuple[tuple[Judgement, str, str], ...] = (
+        ("supported", "is supported", "are supported"),
+        ("refuted", "is refuted", "are refuted"),
+        ("undecided", "stays undecided", "stay undecided"),
+    )
+    for verdict, one, many in verbs:
+        names = [row.name for row in rows if row.verdict == verdict]
+        if names:
+            text = f"{len(names)} {one if len(names) == 1 else many} ({_listed(names)})"
+            counted.append((len(names), text))
+    if len(counted) == 1 and len(rows) > 1:
+        return f"All {len(rows)} hypotheses {counted[0][1].partition(' ')[2]}."
+    noun = "hypothesis" if len(rows) == 1 else "hypotheses"
+    return f"Of {len(rows)} {noun}, {_listed([text for _, text in counted])}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _refuted(rows: Sequence[HypothesisRow]) -> list[Sentence]:
+    """What was refuted, word by word: it must not be overlooked."""
+    return [
+        Sentence("against", f"{row.name} is refuted: “{row.statement.rstrip('.')}”.")
+        for row in rows
+        if row.verdict == "refuted"
+    ]
 
 
 def _headline(results: Results) -> str:
@@ -181,10 +238,17 @@ def _uneven_calls(results: Results) -> str | None:
     """The contrast whose arms differ most in verifier calls, if any differs much."""
     students_last = sorted(results.rows, key=lambda row: row.evaluates == "student")
     calls = {row.arm: row.spent.get("verifier_calls", 0) for row in students_last}
+    labels = {row.arm: row.spent.get("labels", 0) for row in students_last}
     uneven = []
     for row in results.differences:
+        if row.match:  # its accounts have a table of their own
+            continue
         pair = (calls.get(row.better, 0), calls.get(row.than, 0))
-        if min(pair) > 0 and max(pair) / min(pair) >= _UNEVEN:
+        if (
+            labels.get(row.better) == labels.get(row.than)
+            and min(pair) > 0
+            and max(pair) / min(pair) >= _UNEVEN
+        ):
             uneven.append((max(pair) / min(pair), row, pair))
     if not uneven:
         return None

@@ -144,14 +144,12 @@ def _make_up(one: Route, other: Route) -> Iterator[Difference]:
     ):
         kinds = [[node.kind for node in nodes] for nodes in (first, second)]
         pools = [[f"{node.kind}({node.pool})" for node in nodes] for nodes in (first, second)]
+        allowed = (aspect, *moved) if aspect == "student" else (aspect,)
         if kinds[0] != kinds[1]:
-            allowed = (aspect, *moved) if aspect == "student" else (aspect,)
             yield Difference(f"{aspect} stages", kinds[0], kinds[1], allowed)
         elif pools[0] != pools[1]:
-            allowed = {"transfer": (aspect,), "student": (aspect, "labels", *moved)}.get(
-                aspect, (aspect, "labels")
-            )
-            yield Difference(f"{aspect} pools", pools[0], pools[1], allowed)
+            about_labels = () if aspect == "transfer" else ("labels",)
+            yield Difference(f"{aspect} pools", pools[0], pools[1], (*allowed, *about_labels))
 
 
 def _settings(

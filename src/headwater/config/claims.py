@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -13,8 +13,14 @@ from headwater.config.stages import _tuple
 Account = Literal["labels", "verifier_calls", "generated_tokens", "updates"]
 
 
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else _tuple(value)
+def cell_arm(template: str, student: str, labels: int) -> str:
+    """Name of the arm that stands for an arm of the map in one of its cells."""
+    return f"{template}.{student}.{labels}"
+
+
+def base_arm(student: str) -> str:
+    """Name of the arm that is the untrained student of a map's cells."""
+    return f"base.{student}"
 
 
 class Contrast(Settings):
@@ -49,7 +55,7 @@ class MapSpec(Settings):
 
     rule: Name
     against: Name
-    students: Annotated[tuple[Name, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    students: Annotated[tuple[Name, ...], BeforeValidator(_tuple), Field(min_length=1)]
     labels: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuple), Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -59,12 +65,3 @@ class MapSpec(Settings):
             if len(set(values)) < len(values):
                 raise ValueError(f"map.{key}={list(values)} repeats a value; give each once")
         return self
-
-    def cell(self, role: str, student: str, labels: int) -> str:
-        """Name of the arm that stands for "rule" or "against" in one cell."""
-        template = self.rule if role == "rule" else self.against
-        return f"{template}.{student}.{labels}"
-
-    def base(self, student: str) -> str:
-        """Name of the arm that is a cell's untrained student."""
-        return f"base.{student}"

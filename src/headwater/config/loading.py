@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from headwater.config.explain import explain
-from headwater.config.recipe import Recipe, _merge
+from headwater.config.recipe import Recipe, merge
 from headwater.errors import InputError
 
 
@@ -71,7 +71,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), profile: str | None =
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
     data, changes = _take_profile(data, profile, str(path))
-    data = _merge(data, changes)
+    data = merge(data, changes)
     for override in overrides:
         data = apply_override(data, override)
     return _validate(data, str(path), {} if profile is None else {profile: changes})

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_DEFAULT_GRPO_STEPS = 100  # config.stages.GRPOStage.steps; a test holds the two together
+from headwater.config.claims import base_arm, cell_arm
+from headwater.config.stages import GRPOStage
 
 #: The names the routes have in the paper's text.
 ALIASES: Mapping[str, str] = {
@@ -122,17 +123,13 @@ def expand(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def paper_hypotheses(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """H1 to H7 as far as these arms can say something of them.
-
-    A claim whose arms are missing is left out, and a hypothesis with none of its claims.
-    Raises ValueError when nothing is left.
-    """
+    """Those of H1 to H7 whose arms are all there. Raises ValueError when none is."""
     known = set(arms)
-    kept = {}
-    for name, (statement, claims) in _HYPOTHESES.items():
-        possible = [claim for claim in claims if {claim["better"], claim["than"]} <= known]
-        if len(possible) == len(claims):
-            kept[name] = {"statement": statement, "claims": [dict(claim) for claim in possible]}
+    kept = {
+        name: {"statement": statement, "claims": [dict(claim) for claim in claims]}
+        for name, (statement, claims) in _HYPOTHESES.items()
+        if all({claim["better"], claim["than"]} <= known for claim in claims)
+    }
     if not kept:
         raise ValueError(
             "hypotheses: paper needs the paper's arms; set arms: paper, name some of them "
@@ -228,7 +225,7 @@ def _grpo_steps(recipe: Mapping[str, Any]) -> int:
     stages = recipe.get("stages")
     grpo = stages.get("grpo") if isinstance(stages, Mapping) else None
     steps = grpo.get("steps") if isinstance(grpo, Mapping) else None
-    return steps if isinstance(steps, int) else _DEFAULT_GRPO_STEPS
+    return steps if isinstance(steps, int) else GRPOStage().steps
 
 
 def _from_list(entries: Sequence[Any], named: _Named) -> dict[str, Any]:
@@ -268,7 +265,7 @@ def _cells(spec: Any, arms: Mapping[Any, Any]) -> dict[str, Any]:
         return {}
     cells: dict[str, Any] = {}
     for student in students:
-        cells[f"base.{student}"] = {
+        cells[base_arm(student)] = {
             "title": f"Base {student}",
             "student": [],
             "student_model": student,
@@ -276,7 +273,7 @@ def _cells(spec: Any, arms: Mapping[Any, Any]) -> dict[str, Any]:
         for count in labels:
             for name, template in roles.items():
                 if isinstance(name, str) and isinstance(template, Mapping):
-                    cells[f"{name}.{student}.{count}"] = _cell(name, template, student, count)
+                    cells[cell_arm(name, student, count)] = _cell(name, template, student, count)
     return {name: arm for name, arm in cells.items() if name not in arms}
 
 

@@ -199,7 +199,7 @@ class Recipe(Settings):
     def stage(self, item: ChainItem) -> ModelStage:
         """The settings of a chain's stage: the recipe's defaults with the item's overrides."""
         default = getattr(self.stages, item.kind)
-        merged = _merge(default.model_dump(exclude_unset=True), item.overrides)
+        merged = merge(default.model_dump(exclude_unset=True), item.overrides)
         return STAGE_MODELS[item.kind].model_validate(merged)  # type: ignore[return-value]
 
     def pool(self, item: ChainItem) -> str | None:
@@ -241,7 +241,8 @@ class Recipe(Settings):
         return self
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `base`: mappings merge, but not of two kinds; all else is replaced."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -249,7 +250,7 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         keep = both and (
             "kind" not in value or value.get("kind") == old.get("kind")  # type: ignore[union-attr]
         )
-        merged[key] = _merge(old, value) if keep else value  # type: ignore[arg-type]
+        merged[key] = merge(old, value) if keep else value  # type: ignore[arg-type]
     return merged
 
 

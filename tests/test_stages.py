@@ -419,6 +419,25 @@ def test_grpo_counts_exactly_what_it_did(tmp_path: Path, student: Path) -> None:
             assert row["sampler_gap"] < 1e-5  # sampler and trainer are one policy
 
 
+def test_grpo_trains_on_what_a_reward_function_returns(tmp_path: Path, student: Path) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text(
+        "def sevens(completions, **columns):\n"
+        "    return [-0.5 * text.count('7') for text in completions]\n"
+    )
+    run = _grpo(tmp_path, student)
+    run.verifier = f"reward:{rewards}:sevens"
+    rows = run.start().rollouts()
+    assert [row["reward"] for row in rows] == [-0.5 * row["response"].count("7") for row in rows]
+    assert len({row["reward"] for row in rows}) > 2
+    for step, values in enumerate(run.metrics()):
+        drawn = [row for row in rows if row["step"] == step]
+        rewards_seen = [row["reward"] for row in drawn]
+        assert values["reward"] == pytest.approx(sum(rewards_seen) / len(drawn))
+        has_signal = any(len({row["reward"] for row in group}) > 1 for group in _groups(drawn, 6))
+        assert values["pass_rate"] == 0.0 and (values["grad_norm"] > 0) == has_signal
+
+
 def test_grpo_raises_the_pass_rate(tmp_path: Path, student: Path) -> None:
     run = _grpo(tmp_path, student, steps=25, prompts_per_step=10, lr=1e-3).start()
     rates = [row["pass_rate"] for row in run.metrics()]

@@ -25,7 +25,7 @@ def test_every_reading_is_charged(tmp_path: Path, vault: LabelVault) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     account = ledger.account("stage")
     requests = [("a", RIGHT["a"]), ("a", "no box"), ("b", r"\boxed{17}")]
-    assert vault.grade(account, requests) == [
+    assert [grade.verdict for grade in vault.grade(account, requests)] == [
         Verdict.CORRECT, Verdict.UNPARSEABLE, Verdict.INCORRECT,
     ]  # fmt: skip
     spending = ledger.spending()
@@ -37,7 +37,7 @@ def test_a_budget_pays_for_exactly_its_number(tmp_path: Path, vault: LabelVault)
     with pytest.raises(BudgetExhausted) as caught:
         vault.grade(ledger.account("stage"), list(RIGHT.items()))
     assert isinstance(caught.value, LabelsExhausted)
-    assert caught.value.verdicts == [Verdict.CORRECT, Verdict.CORRECT]
+    assert [grade.verdict for grade in caught.value.grades] == [Verdict.CORRECT, Verdict.CORRECT]
     assert "paid for 2 of 3" in str(caught.value)
     assert ledger.spending().verifier_calls == 2
 

@@ -24,6 +24,8 @@ def test_a_verifier_is_its_modules_file(tmp_path: Path, monkeypatch: pytest.Monk
     module.write_text("def judge(completion, gold): return gold in completion")
     assert verifier_code("python:judges.strict:judge") not in (before, None)
     assert verifier_code("python:judges.absent:judge") is None
+    assert verifier_code(f"reward:{module}:judge") == verifier_code("reward:judges.strict:judge")
+    assert verifier_code(f"reward:{module}.py:judge") is None and verifier_code("math") is None
     assert verifier_code("math:boxed") is None
 
 

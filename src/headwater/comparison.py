@@ -28,8 +28,9 @@ from headwater.tasks.prompts import check_prompt_matches_verifier
 from headwater.tasks.readings import Reading
 from headwater.types import AttemptTable, Verdict
 from headwater.verify.extract import ANSWER_FORMS, extract_first
+from headwater.verify.grading import Verifier
 from headwater.verify.vault import LabelVault
-from headwater.verify.verifiers import Verifier, accepts_examples, make_verifier
+from headwater.verify.verifiers import accepts_examples, make_verifier
 from headwater.workflow.outcome import read_attempts
 
 

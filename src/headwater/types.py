@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,11 +48,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What the vault keeps of a problem: the gold answer and, where known, a worked solution."""
+    """What the vault keeps of a problem: the gold answer and, where known, a worked solution.
+
+    row: the whole record it was read from, as JSON can hold it, where a reward function or a
+    library's scoring reads more than the answer.
+    """
 
     problem_id: str
     answer: str = field(repr=False)
     solution: str | None = field(default=None, repr=False)
+    row: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

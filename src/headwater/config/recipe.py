@@ -50,6 +50,7 @@ class Task(Settings):
     prompt: Literal["boxed", "hash", "answer_is", "bare"] = "boxed"
     verifier_workers: PositiveInt = 1
     verifier_timeout_seconds: PositiveFloat = 5.0
+    verifier_correct_from: float = 1.0
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:

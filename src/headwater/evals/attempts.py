@@ -60,7 +60,8 @@ def run(job: StageJob, context: StageContext) -> None:
         batch = RolloutBatch(tuple(source.draw(problems, config.attempts, 0)))
         texts = [source.text(r) for r in batch.rollouts]
         ids = [problem.id for problem in problems for _ in range(config.attempts)]
-        verdicts = context.vault.grade(context.account, list(zip(ids, texts, strict=True)))
+        grades = context.vault.grade(context.account, list(zip(ids, texts, strict=True)))
+        verdicts = [grade.verdict for grade in grades]
         rows += _rows(problems, config.attempts, batch, texts, verdicts)
         tokens = int(batch.lengths_N.sum())
         seconds = time.perf_counter() - began

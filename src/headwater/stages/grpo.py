@@ -19,10 +19,14 @@ from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
 from headwater.types import LossSums, Problem, RolloutGroup, Verdict
+from headwater.verify.grading import Grade
+
+# A problem, its rollouts, their texts and what these earned.
+_Graded = tuple[Problem, RolloutGroup, list[str], list[Grade]]
 
 
 def run(job: StageJob, context: StageContext) -> None:
-    """Train `job.model_dir` for `config.steps` steps on the verifier's verdicts."""
+    """Train `job.model_dir` for `config.steps` steps on the verifier's rewards."""
     config = job.config
     assert isinstance(config, GRPOStage)
     updates = config.steps * config.updates_per_batch
@@ -48,9 +52,10 @@ class _GRPO:
     def step(self, step: int) -> None:
         """One batch of rollouts and the updates on it."""
         started = time.perf_counter()
-        problems, batch, texts, verdicts, extra = self._collect(step)
+        problems, batch, texts, grades, extra = self._collect(step)
         sampled = time.perf_counter()
-        rewards = torch.tensor([float(v is Verdict.CORRECT) for v in verdicts])
+        verdicts = [grade.verdict for grade in grades]
+        rewards = torch.tensor([grade.reward for grade in grades])
         rewards_PG = rewards.view(len(problems), -1)
         metrics = self._update(batch, rewards_PG)
         tokens = int(batch.lengths_N.sum())
@@ -61,7 +66,7 @@ class _GRPO:
             | extra
             | {
                 "reward": float(rewards.mean()),
-                "pass_rate": float(rewards.mean()),
+                "pass_rate": sum(v is Verdict.CORRECT for v in verdicts) / count,
                 "zero_variance_share": float(zero_variance(rewards_PG).float().mean()),
                 "unparseable_share": sum(v is Verdict.UNPARSEABLE for v in verdicts) / count,
                 "timeout_share": sum(v is Verdict.TIMEOUT for v in verdicts) / count,
@@ -70,17 +75,17 @@ class _GRPO:
                 "tokens_per_second": tokens / (now - started),
             }
         )
-        rows = readable_rows(self.learner.job, step, batch, texts, problems, verdicts)
+        rows = readable_rows(self.learner.job, step, batch, texts, problems, grades)
         self.learner.record(step, metrics, rows)
 
     def _collect(
         self, step: int
-    ) -> tuple[list[Problem], RolloutBatch, list[str], list[Verdict], dict[str, float]]:
-        """Rollouts and verdicts; with dynamic sampling, flat groups are replaced by new ones."""
+    ) -> tuple[list[Problem], RolloutBatch, list[str], list[Grade], dict[str, float]]:
+        """Rollouts and grades; with dynamic sampling, flat groups are replaced by new ones."""
         config, learner = self.config, self.learner
         rounds = 1 + (config.dynamic_sampling.max_rounds if config.dynamic_sampling else 0)
-        kept: list[tuple[Problem, RolloutGroup, list[str], list[Verdict]]] = []
-        spare: list[tuple[Problem, RolloutGroup, list[str], list[Verdict]]] = []
+        kept: list[_Graded] = []
+        spare: list[_Graded] = []
         for round_ in range(rounds):
             missing = config.prompts_per_step - len(kept)
             if missing == 0:
@@ -88,7 +93,7 @@ class _GRPO:
             problems = self.stream.take(learner.cursor, missing)
             learner.cursor += missing
             for group in self._graded(problems, step * rounds + round_):
-                useful = len({v is Verdict.CORRECT for v in group[3]}) > 1 or rounds == 1
+                useful = len({grade.reward for grade in group[3]}) > 1 or rounds == 1
                 (kept if useful else spare).append(group)
         replaced = len(kept) + len(spare) - config.prompts_per_step
         kept = [*kept, *spare][: config.prompts_per_step]
@@ -97,13 +102,11 @@ class _GRPO:
             [problem for problem, *_ in kept],
             RolloutBatch(tuple(group for _, group, *_ in kept)),
             [text for *_, texts, _ in kept for text in texts],
-            [verdict for *_, verdicts in kept for verdict in verdicts],
+            [grade for *_, grades in kept for grade in grades],
             extra,
         )
 
-    def _graded(
-        self, problems: Sequence[Problem], draw: int
-    ) -> list[tuple[Problem, RolloutGroup, list[str], list[Verdict]]]:
+    def _graded(self, problems: Sequence[Problem], draw: int) -> list[_Graded]:
         learner, size = self.learner, self.config.group_size
         groups = self.source.draw(problems, size, draw)
         texts = [[self.source.text(r) for r in group.rollouts] for group in groups]
@@ -113,9 +116,9 @@ class _GRPO:
         requests = [
             (problem.id, text) for problem, own in zip(problems, texts, strict=True) for text in own
         ]
-        verdicts = learner.context.vault.grade(learner.context.account, requests)
+        grades = learner.context.vault.grade(learner.context.account, requests)
         return [
-            (problem, group, own, verdicts[i * size : (i + 1) * size])
+            (problem, group, own, grades[i * size : (i + 1) * size])
             for i, (problem, group, own) in enumerate(zip(problems, groups, texts, strict=True))
         ]
 

@@ -20,7 +20,8 @@ from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
 from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
-from headwater.types import FinishReason, Problem, Rollout, RolloutGroup, Verdict
+from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
+from headwater.verify.grading import Grade
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -185,13 +186,13 @@ def readable_rows(
     batch: RolloutBatch,
     texts: Sequence[str],
     problems: Sequence[Problem],
-    verdicts: Sequence[Verdict] | None = None,
+    grades: Sequence[Grade] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows for `rollouts.parquet`."""
     rows = []
     for n, rollout in enumerate(batch.rollouts):
         group, sample = divmod(n, len(batch.groups[0].rollouts))
-        verdict = None if verdicts is None else verdicts[n]
+        grade = None if grades is None else grades[n]
         rows.append(
             {
                 "stage": job.fingerprint,
@@ -200,8 +201,8 @@ def readable_rows(
                 "sample": sample,
                 "prompt": problems[group].prompt,
                 "response": texts[n],
-                "verdict": None if verdict is None else verdict.value,
-                "reward": None if verdict is None else float(verdict is Verdict.CORRECT),
+                "verdict": None if grade is None else grade.verdict.value,
+                "reward": None if grade is None else grade.reward,
                 "response_tokens": len(rollout.response_ids),
                 "finish_reason": rollout.finish_reason.value,
             }

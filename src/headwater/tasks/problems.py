@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 from headwater.errors import InputError
 from headwater.tasks.rows import read_rows, source_name
@@ -57,26 +57,30 @@ class LabelledProblems:
         return LabelledProblems.of(self.problems, ())
 
 
-def load_problems(source: str, columns: Mapping[str, str] | None = None) -> LabelledProblems:
+def load_problems(
+    source: str, columns: Mapping[str, str] | None = None, *, keep_rows: bool = False
+) -> LabelledProblems:
     """Read and check all problems of `source`.
 
     source: a path ending in .jsonl, .jsonl.gz, .json or .parquet; `hf:ID[:CONFIG][:SPLIT]`
-    (a hub dataset, the train split unless named); or `task:NAME?option=value&...` (an
-    embedded task). columns: our field name -> theirs (a dot reaches into records), for
-    sources of none of the shapes known by their column names (`headwater.tasks.shapes`).
+    (a hub dataset, the train split unless named); `task:NAME?option=value&...` (an embedded
+    task) or `reasoning_gym:NAME?option=value&...` (a task of that library). columns: our field
+    name -> theirs (a dot reaches into records), for sources of none of the shapes known by their
+    column names (`headwater.tasks.shapes`). keep_rows: labels carry their whole rows, for a
+    reward function; rows then need no answer.
 
     Raises InputError naming the row, its value, what was expected and the cure: unreadable or
     unknown sources, missing columns, empty prompts or answers, one id twice (but exact copies
     in DAPO-Math-17k, which is published with many of each row, count once), no rows.
     """
-    if source.startswith("task:"):
-        return _load_task(source, columns)
+    if is_generated(source):
+        return _generated(source, columns, keep_rows)
     name = source_name(source)
     shape = None
     seen: dict[str, tuple[str, Problem, Label]] = {}
     for index, row in enumerate(read_rows(source)):
         if shape is None:
-            shape = recognise(row, columns or {})
+            shape = recognise(row, columns or {}, keep_rows=keep_rows)
         problem, label = shape.read(row, name, index)
         first = seen.setdefault(problem.id, (row.where, problem, label))
         if first[0] != row.where and not (shape.repeats and first[1:] == (problem, label)):
@@ -91,14 +95,30 @@ def load_problems(source: str, columns: Mapping[str, str] | None = None) -> Labe
     )
 
 
-def _load_task(source: str, columns: Mapping[str, str] | None) -> LabelledProblems:
+def is_generated(source: str) -> bool:
+    """Whether a source makes its problems itself, and so has no columns to map."""
+    return source.startswith(("task:", "reasoning_gym:"))
+
+
+def _generated(
+    source: str, columns: Mapping[str, str] | None, keep_rows: bool
+) -> LabelledProblems:
     if columns:
         raise InputError(f"columns are given, but {source} has none; remove task.columns")
-    options = task_options(source)
-    # The task builds on this module.
-    from headwater.tasks import arithmetic
+    # These build on this module.
+    from headwater.tasks import arithmetic, procedural
 
-    return arithmetic.load(options)
+    if source.startswith("reasoning_gym:"):
+        return procedural.load(source)
+    data = arithmetic.load(task_options(source))
+    if not keep_rows:
+        return data
+    rows = (
+        {"prompt": problem.prompt, "answer": label.answer, "solution": label.solution}
+        for problem, label in zip(data.problems, data.labels, strict=True)
+    )
+    labels = (replace(label, row=row) for label, row in zip(data.labels, rows, strict=True))
+    return LabelledProblems.of(data.problems, labels)
 
 
 def task_options(source: str) -> dict[str, str]:
@@ -106,16 +126,24 @@ def task_options(source: str) -> dict[str, str]:
 
     Raises InputError for an unknown task and for options that repeat or have no value.
     """
-    name, _, query = source.removeprefix("task:").partition("?")
-    if name != "arithmetic" or not source.startswith("task:"):
+    if source.partition("?")[0] != "task:arithmetic":
         raise InputError(f"{source} names no embedded task; use task:arithmetic")
+    return source_options(source)
+
+
+def source_options(source: str) -> dict[str, str]:
+    """The options behind the question mark of `KIND:NAME?option=value&option=value`.
+
+    Raises InputError for options that repeat or have no value.
+    """
+    name, _, query = source.partition("?")
     options: dict[str, str] = {}
     for item in query.split("&") if query else []:
         option, equals, value = item.partition("=")
         if not (option and equals) or option in options:
             raise InputError(
                 f"{source}: {item!r} repeats an option or is not option=value; write "
-                f"task:{name}?option=value&option=value"
+                f"{name}?option=value&option=value"
             )
         options[option] = value
     return options
@@ -123,8 +151,8 @@ def task_options(source: str) -> dict[str, str]:
 
 def _hash(problems: Iterable[Problem], labels: Iterable[Label]) -> str:
     digest = hashlib.sha256()
-    fields = [*map(astuple, problems), *map(astuple, labels)]
-    for record in fields:
+    answers = [(x.problem_id, x.answer, x.solution, *([x.row] if x.row else [])) for x in labels]
+    for record in [*map(astuple, problems), *answers]:
         digest.update(json.dumps(record).encode())
         digest.update(b"\n")
     return digest.hexdigest()

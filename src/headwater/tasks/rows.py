@@ -49,7 +49,7 @@ def read_rows(source: str) -> Iterator[Row]:
     if not path.name.endswith(_SUFFIXES):
         raise InputError(
             f"{source} is of no known kind; give a path ending in {', '.join(_SUFFIXES)}, "
-            "hf:ID[:CONFIG][:SPLIT] or task:arithmetic"
+            "hf:ID[:CONFIG][:SPLIT], task:arithmetic or reasoning_gym:NAME"
         )
     if not path.is_file():
         raise InputError(f"{source} is not a file; give the path of an existing problem file")

@@ -7,10 +7,12 @@ r"""The shapes of problem rows, known by their column names.
 | GSM8K | question, answer (worked solution, then `#### final answer`) |
 | DAPO-Math-17k | prompt (messages or text, in its template), reward_model.ground_truth |
 | TRL | prompt (text or messages); answer, or a solution that is or boxes the final answer |
+| prompts | prompt or problem, where a reward function judges instead of an answer |
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,7 +41,8 @@ class Shape:
     """How rows of one shape become problems and labels.
 
     needs: the columns that make the shape; text: row -> (prompt, answer, worked solution);
-    columns: our field name -> theirs; repeats: the data set is known to hold copies of its rows.
+    columns: our field name -> theirs; repeats: the data set is known to hold copies of its rows;
+    keeps_rows: labels carry their rows, and a reward function takes the place of an answer.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Shape:
     text: Callable[[Row], tuple[str, str, str | None]]
     columns: Mapping[str, str]
     repeats: bool
+    keeps_rows: bool = False
 
     def read(self, row: Row, source: str, index: int) -> tuple[Problem, Label]:
         """The problem and the label of a row; `source` and `index` name it where it does not.
@@ -60,11 +64,11 @@ class Shape:
                     f"{row.where}: {column!r} is missing (columns: {', '.join(row.values)}); "
                     f"every {self.name} row needs {' and '.join(self.needs)}"
                 )
-        prompt, answer, solution = self.text(row)
+        prompt, answer, solution = self._parts(row)
         if not prompt.strip():
             raise InputError(f"{row.where}: the problem is empty; write its text or drop the row")
         answer = clean_answer(answer)
-        if not answer:
+        if not answer and not self.keeps_rows:
             raise InputError(f"{row.where}: the answer is empty; write it or drop the row")
         problem_id = _id(row, f"{source}-{index}")
         return (
@@ -75,13 +79,27 @@ class Shape:
                 level=_level(row),
                 subject=_optional_text(row, _SUBJECT_COLUMNS),
             ),
-            Label(problem_id, answer, solution.strip() if solution and solution.strip() else None),
+            Label(
+                problem_id,
+                answer,
+                solution.strip() if solution and solution.strip() else None,
+                _kept(row, prompt) if self.keeps_rows else None,
+            ),
         )
 
+    def _parts(self, row: Row) -> tuple[str, str, str | None]:
+        try:
+            return self.text(row)
+        except InputError:
+            if not self.keeps_rows:
+                raise
+            return _prompt_alone(row)
 
-def recognise(row: Row, columns: Mapping[str, str]) -> Shape:
+
+def recognise(row: Row, columns: Mapping[str, str], *, keep_rows: bool = False) -> Shape:
     """The shape of a source by its first row; `columns` (our name -> theirs) goes before.
 
+    keep_rows: labels carry their rows for a reward function, and a prompt alone is enough.
     Raises InputError for a row of no known shape, and for a mapping that names a field we do
     not have or a column the row does not have.
     """
@@ -96,14 +114,26 @@ def recognise(row: Row, columns: Mapping[str, str]) -> Shape:
                 f"{', '.join(row.values)}; name an existing column"
             )
     present = {name for name, value in _renamed(row, columns).values.items() if value is not None}
-    for name, needs, text in _SHAPES:
+    for name, needs, text in (*_SHAPES, *(_PROMPTS_ALONE if keep_rows else ())):
         if present.issuperset(needs):
-            return Shape(name, needs, text, dict(columns), repeats=text is _dapo)
+            return Shape(name, needs, text, dict(columns), text is _dapo, keep_rows)
     known = "; ".join(f"{name} ({', '.join(needs)})" for name, needs, _ in _SHAPES)
     raise InputError(
         f"{row.where}: columns {', '.join(row.values)} are of no known shape: {known}; name them "
         "with task.columns, for instance {problem: question, answer: final}"
     )
+
+
+def _kept(row: Row, prompt: str) -> dict[str, Any]:
+    """The whole row, with the prompt under the name that reward functions know."""
+    try:
+        json.dumps(row.values, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{row.where}: {error}; a reward function is given every column, as text, numbers and "
+            "lists of them: drop or convert the others"
+        ) from None
+    return {"prompt": prompt, **row.values}
 
 
 def _headwater(row: Row) -> tuple[str, str, str | None]:
@@ -173,6 +203,17 @@ _SHAPES: tuple[tuple[str, tuple[str, ...], Callable[[Row], tuple[str, str, str |
     ("DAPO-Math-17k", ("prompt", "reward_model"), _dapo),
     ("TRL", ("prompt", "answer"), _trl_answer),
     ("TRL", ("prompt", "solution"), _trl_solution),
+)
+
+
+def _prompt_alone(row: Row) -> tuple[str, str, str | None]:
+    if row.values.get("prompt") is not None:
+        return _prompt(row), "", None
+    return _text(row, "problem" if "problem" in row.values else "question"), "", None
+
+
+_PROMPTS_ALONE = tuple(
+    ("prompts", (column,), _prompt_alone) for column in ("prompt", "problem", "question")
 )
 
 

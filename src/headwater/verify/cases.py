@@ -6,14 +6,16 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from headwater.errors import InputError
+from headwater.types import Label
 from headwater.verify.verifiers import make_verifier
 
 _TEXT_FIELDS = ("prediction", "gold")
+_OUR_FIELDS = frozenset({"id", "prediction", "gold", "expected"})
 
 
 class CaseResult(TypedDict):
@@ -29,11 +31,11 @@ class CaseResult(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A prediction to verify."""
+    """A prediction to verify; `label` has the gold answer and the rest of the row."""
 
     id: str
     prediction: str
-    gold: str = field(repr=False)
+    label: Label = field(repr=False)
     expected: bool | None = None
 
 
@@ -53,7 +55,7 @@ def read_cases(path: Path, *, wrap_bare: bool = False) -> list[Case]:
         case = _case(place, row)
         if wrap_bare and "\\boxed" not in case.prediction:
             boxed = f"\\boxed{{{case.prediction}}}"
-            case = Case(case.id, boxed, case.gold, case.expected)
+            case = replace(case, prediction=boxed)
         cases.append(case)
     if not cases:
         raise InputError(f"{path} has no rows; give one {{prediction, gold}} object a line")
@@ -74,15 +76,15 @@ def run_cases(
     """
     cases = read_cases(path, wrap_bare=wrap_bare)
     with make_verifier(verifier_name, workers=workers, timeout_seconds=timeout_seconds) as verifier:
-        explanations = verifier.examine([(case.prediction, case.gold) for case in cases])
+        grades = verifier.examine([(case.prediction, case.label) for case in cases])
     results = []
-    for case, explanation in zip(cases, explanations, strict=True):
+    for case, grade in zip(cases, grades, strict=True):
         result = CaseResult(
             id=case.id,
-            verdict=explanation.verdict.value,
-            seconds=explanation.seconds,
-            how=explanation.how,
-            extracted=explanation.extracted,
+            verdict=grade.verdict.value,
+            seconds=grade.seconds,
+            how=grade.how,
+            extracted=grade.extracted,
         )
         if case.expected is not None:
             result["expected"] = case.expected
@@ -115,4 +117,7 @@ def _case(place: str, row: object) -> Case:
     if expected is not None and not isinstance(expected, bool):
         raise InputError(f"{place}: 'expected' is {expected!r}; use true or false, or drop it")
     number = place.rpartition(":")[2]
-    return Case(str(row.get("id", number)), row["prediction"], row["gold"], expected)
+    case_id = str(row.get("id", number))
+    rest = {name: value for name, value in row.items() if name not in _OUR_FIELDS}
+    label = Label(f"{number} {case_id}", row["gold"], row={"answer": row["gold"]} | rest)
+    return Case(case_id, row["prediction"], label, expected)

@@ -78,11 +78,18 @@ class _Case:
 class WorkerPool:
     """`workers` processes that each call `target` ("module:function"); they start on first use."""
 
-    def __init__(self, target: str, workers: int = 1, limits: WorkerLimits | None = None) -> None:
-        """Prepare the pool; raise InputError for fewer than one worker."""
+    def __init__(
+        self,
+        target: str,
+        workers: int = 1,
+        limits: WorkerLimits | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Prepare the pool; raise InputError for fewer than one worker. `name`: for messages."""
         if workers < 1:
             raise InputError(f"workers={workers} cannot grade anything; set workers >= 1")
         self._target = target
+        self._name = name or target
         self._count = workers
         self._limits = limits or WorkerLimits()
         self._workers: list[_Worker] = []
@@ -192,8 +199,8 @@ class WorkerPool:
         worker = self._workers[place]
         if reply is not None and "load_error" in reply:
             raise InputError(
-                f"verifier function {self._target} cannot be loaded ({reply['load_error']}); "
-                "give python:module:function with a module that imports in this environment"
+                f"verifier {self._name} cannot be loaded ({reply['load_error']}); give "
+                "module:function or file.py:function that imports in this environment"
             )
         if reply is not None:
             worker.ready = True

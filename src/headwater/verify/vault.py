@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from headwater.errors import BudgetExhausted, InputError, StageError
 from headwater.tasks.prompts import render_solution
-from headwater.types import Label, Verdict
-from headwater.verify.verifiers import Verifier
+from headwater.types import Label
+from headwater.verify.grading import Grade, Verifier
 
 if TYPE_CHECKING:
     from headwater.ledger import Account
@@ -23,13 +23,13 @@ class VaultSealed(StageError):
 
 
 class LabelsExhausted(BudgetExhausted):
-    """The label budget ended inside a request; `verdicts` or `solutions` is what it still paid."""
+    """The label budget ended inside a request; `grades` or `solutions` is what it still paid."""
 
     def __init__(
-        self, message: str, verdicts: Sequence[Verdict] = (), solutions: Sequence[str] = ()
+        self, message: str, grades: Sequence[Grade] = (), solutions: Sequence[str] = ()
     ) -> None:
         super().__init__(message)
-        self.verdicts = list(verdicts)
+        self.grades = list(grades)
         self.solutions = list(solutions)
 
 
@@ -50,21 +50,21 @@ class LabelVault:
         self.__labels = kept
         self.__verifier = verifier
 
-    def grade(self, account: Account, requests: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Return a verdict for each (problem id, completion), charged to `account` beforehand.
+    def grade(self, account: Account, requests: Sequence[tuple[str, str]]) -> list[Grade]:
+        """Return a grade for each (problem id, completion), charged to `account` beforehand.
 
         Raises InputError for a problem without a label (nothing is charged then), and
-        LabelsExhausted, holding the verdicts that were paid for, when the budget ends on the way.
+        LabelsExhausted, holding the grades that were paid for, when the budget ends on the way.
         """
         ids = [problem_id for problem_id, _ in requests]
         self.__check_known(ids)
         granted = account.read_labels(ids)
-        verdicts = self.__verifier.grade(
-            [(text, self.__labels[problem_id].answer) for problem_id, text in requests[:granted]]
+        grades = self.__verifier.examine(
+            [(text, self.__labels[problem_id]) for problem_id, text in requests[:granted]]
         )
         if granted < len(ids):
-            raise LabelsExhausted(_out_of_budget(granted, len(ids), "completions"), verdicts)
-        return verdicts
+            raise LabelsExhausted(_out_of_budget(granted, len(ids), "completions"), grades)
+        return grades
 
     def solutions(self, account: Account, problem_ids: Sequence[str]) -> list[str]:
         """Return the worked solutions of problems; each costs its label and no verifier call.

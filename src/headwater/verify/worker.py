@@ -7,7 +7,6 @@ the function prints goes nowhere.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import resource
@@ -15,6 +14,8 @@ import signal
 import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
+
+from headwater.verify.loading import load_function
 
 _CPU_SLACK_SECONDS = 2
 _FORBIDDEN_EVENTS = frozenset(
@@ -42,7 +43,7 @@ def main(settings: dict[str, Any]) -> None:
     sys.dont_write_bytecode = True
     _limit_resources(settings["memory_bytes"])
     try:
-        function = _load(settings["target"])
+        function = load_function(settings["target"])
     except Exception as error:
         _reply(replies, {"load_error": f"{type(error).__name__}: {error}"})
         return
@@ -67,14 +68,6 @@ def _answer(function: Callable[..., Any], arguments: list[str]) -> dict[str, Any
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     return {"value": None, "type": type(value).__name__}
-
-
-def _load(target: str) -> Callable[..., Any]:
-    module_name, _, function_name = target.partition(":")
-    function = getattr(importlib.import_module(module_name), function_name)
-    if not callable(function):
-        raise TypeError(f"{function_name} is not callable")
-    return function
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -19,7 +19,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "source": 1,
     "pretrain": 2,
     "sft": 2,
-    "grpo": 2,
+    "grpo": 3,
     "teacher_rollouts": 2,
     "warmup": 2,
     "sample_sft": 2,

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from headwater.models.source_names import SourceKind, describe_source
+from headwater.tasks.procedural import library_version
 
 _GGUF_PART = 2**20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -18,15 +21,21 @@ _SETTINGS = (".json", ".jinja", ".txt", ".model")  # tokenizers too
 
 
 def verifier_code(spec: str) -> str | None:
-    """Hash of the file that a `python:module:function` verifier is in; None for any other.
+    """Hash of the file that a verifier's function is in, or the version of its library.
 
-    What that file imports is not covered. The module is found, not imported.
+    What that file imports is not covered. The module is found, not imported. None for verifiers
+    that are ours, which the stage's version covers.
     """
     kind, _, target = spec.partition(":")
-    if kind != "python":
+    if kind == "reasoning_gym":
+        return library_version()
+    if kind not in ("python", "reward"):
         return None
-    file = _module_file(target.partition(":")[0])
-    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    module = target.rpartition(":")[0]
+    file = Path(module) if module.endswith(".py") else _module_file(module)
+    if file is None or not file.is_file():
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def source_files(source: str) -> str | None:
@@ -45,7 +54,8 @@ def source_files(source: str) -> str | None:
 
 
 def _module_file(module: str) -> Path | None:
-    name, places, file = "", None, None
+    name, file = "", None
+    places: Sequence[str] | None = [str(Path.cwd()), *sys.path]  # as a verifier's worker looks
     for part in module.split("."):
         name = f"{name}.{part}".lstrip(".")
         found = PathFinder.find_spec(name, places)

@@ -26,6 +26,7 @@ class WorkerSetup:
     verifier: str = "exact"
     verifier_workers: int = 1
     verifier_timeout_seconds: float = 5.0
+    verifier_correct_from: float = 1.0
     limits: Mapping[str, float] = field(default_factory=dict)
     stages: tuple[str, ...] | None = None
     threads: int = 1

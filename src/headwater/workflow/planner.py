@@ -60,7 +60,10 @@ class GraphData:
 def identify(problems: Sequence[Problem], labels: Sequence[Label]) -> DataIdentity:
     """Identity of a set of problems: order counts, since steps draw problems by position."""
     asked = [[p.id, p.prompt, p.level, p.subject] for p in problems]
-    answers = [[label.problem_id, label.answer, label.solution] for label in labels]
+    answers = [
+        [label.problem_id, label.answer, label.solution, *([label.row] if label.row else [])]
+        for label in labels
+    ]
     return DataIdentity(_digest(asked), _digest(answers), len(asked))
 
 
@@ -370,7 +373,8 @@ class _Builder:
 
     def _verifier(self) -> list[Any]:
         task, code = self.recipe.task, self.data.verifier_code
-        return [task.verifier, task.verifier_timeout_seconds, *([code] if code else [])]
+        threshold = [] if task.verifier_correct_from == 1 else [task.verifier_correct_from]
+        return [task.verifier, task.verifier_timeout_seconds, *([code] if code else []), *threshold]
 
 
 def _digest(value: Any) -> str:

@@ -14,7 +14,12 @@ from headwater.tasks.contamination import ContaminationReport
 from headwater.tasks.pools import Pools, make_pools
 from headwater.tasks.problems import LabelledProblems
 from headwater.tasks.prompts import check_prompt_matches_verifier
-from headwater.verify.verifiers import accepts_examples, make_verifier
+from headwater.verify.verifiers import (
+    accepts_examples,
+    check_answers,
+    make_verifier,
+    reads_rows,
+)
 from headwater.workflow.contrasts import check_contrasts
 from headwater.workflow.identities import source_files, verifier_code
 from headwater.workflow.matching import match_arms
@@ -108,9 +113,15 @@ def _first(name: str, data: LabelledProblems, evaluation: Evaluation) -> Labelle
 def _check_prompt(recipe: Recipe, train: LabelledProblems) -> None:
     """Whether the prompt asks for the answer in a form the verifier reads."""
     task = recipe.task
-    with make_verifier(task.verifier, timeout_seconds=task.verifier_timeout_seconds) as verifier:
-        accepted = accepts_examples(verifier, task.prompt, train.labels)
-        check_prompt_matches_verifier(task.prompt, verifier.reads, verifier.name, accepted)
+    check_answers(task.verifier, task.train, train.labels)
+    with make_verifier(
+        task.verifier,
+        timeout_seconds=task.verifier_timeout_seconds,
+        correct_from=task.verifier_correct_from,
+    ) as verifier:
+        if not reads_rows(task.verifier):
+            accepted = accepts_examples(verifier, task.prompt, train.labels)
+            check_prompt_matches_verifier(task.prompt, verifier.reads, verifier.name, accepted)
 
 
 def _check_solutions(study: Study) -> None:

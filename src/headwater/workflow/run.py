@@ -84,6 +84,7 @@ def run_study(
             verifier=study.recipe.task.verifier,
             verifier_workers=study.recipe.task.verifier_workers,
             verifier_timeout_seconds=study.recipe.task.verifier_timeout_seconds,
+            verifier_correct_from=study.recipe.task.verifier_correct_from,
             limits=study.recipe.budget.limits(),
             stages=tuple(study.graph.nodes),
             threads=threads,

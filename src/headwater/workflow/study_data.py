@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from headwater.config.recipe import Recipe
 from headwater.errors import SourceUnavailable
 from headwater.tasks.contamination import ContaminationReport, remove_contaminated
-from headwater.tasks.problems import LabelledProblems, load_problems
+from headwater.tasks.problems import LabelledProblems, is_generated, load_problems
 from headwater.tasks.stand_ins import evaluation_size, stand_ins
+from headwater.verify.verifiers import reads_rows
 
 #: An evaluation set that is a pool of the training source.
 POOL = "pool:"
@@ -40,8 +41,9 @@ def read_data(recipe: Recipe, *, planning: bool = False) -> StudyData:
     unread: list[str] = []
 
     def read(source: str, columns: Mapping[str, str] | None, count: int) -> LabelledProblems:
-        try:  # columns are about files and hub datasets; an embedded task has none
-            return load_problems(source, None if source.startswith("task:") else columns)
+        mapping = None if is_generated(source) else columns
+        try:
+            return load_problems(source, mapping, keep_rows=reads_rows(task.verifier))
         except SourceUnavailable:
             if not planning:
                 raise

@@ -26,8 +26,9 @@ from typing import Any
 from headwater.errors import HeadwaterError
 from headwater.ledger import Ledger
 from headwater.stages.job import StageContext, StageJob
+from headwater.verify.grading import Verifier
 from headwater.verify.vault import LabelVault
-from headwater.verify.verifiers import Verifier, make_verifier
+from headwater.verify.verifiers import make_verifier
 from headwater.workflow.graph import EVALUATES
 from headwater.workflow.messages import (
     Call,
@@ -131,6 +132,7 @@ class _Worker:
                 self._setup.verifier,
                 workers=self._setup.verifier_workers,
                 timeout_seconds=self._setup.verifier_timeout_seconds,
+                correct_from=self._setup.verifier_correct_from,
             )
         return self._verifier
 

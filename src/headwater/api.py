@@ -6,7 +6,7 @@ Importing this module loads neither torch nor transformers: every verb imports w
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headwater.recipes import ShippedRecipe
     from headwater.report.results import Results
     from headwater.report.samples import ReadRollout
+    from headwater.tasks.contamination_check import ContaminationCheck
     from headwater.verify.cases import CaseResult
     from headwater.workflow.estimate import Plan
     from headwater.workflow.outcome import RunOutcome
@@ -247,23 +248,63 @@ def samples(
 
 
 def verify(
-    cases: str | Path,
+    cases: str | Path | Sequence[tuple[str, str]],
     verifier: str = "math",
     *,
     wrap_bare: bool = False,
     workers: int = 1,
     timeout_seconds: float = 5.0,
+    explain: bool = False,
 ) -> VerifiedCases:
-    """Grade a JSON Lines file of {prediction, gold[, id, expected]} rows.
+    """Grade (prediction, gold) pairs, or a JSON Lines file of {prediction, gold[, id, expected]}.
 
-    wrap_bare: put predictions without any box into one. Raises InputError with file and line.
+    wrap_bare: put predictions without any box into one. explain: say step by step what was read
+    and compared. Raises InputError with file and line.
     """
     from headwater.verify.cases import run_cases
 
     rows = run_cases(
-        Path(cases), verifier, wrap_bare=wrap_bare, workers=workers, timeout_seconds=timeout_seconds
+        Path(cases) if isinstance(cases, str | Path) else cases,
+        verifier,
+        wrap_bare=wrap_bare,
+        workers=workers,
+        timeout_seconds=timeout_seconds,
+        explain=explain,
     )
     return VerifiedCases(tuple(rows))
+
+
+def named_sources(given: Sequence[str]) -> dict[str, str]:
+    """`NAME=SOURCE` or `SOURCE` as name -> source. Raises InputError for a name given twice."""
+    from headwater.tasks.contamination_check import named_sources as read
+
+    return read(given)
+
+
+def contamination(
+    train: str,
+    evals: Mapping[str, str] | None = None,
+    *,
+    ngram_words: int = 8,
+    near_share: float = 0.5,
+) -> ContaminationCheck:
+    """Name every training problem that is in an evaluation set: exactly, normalised, or nearly.
+
+    train: a source of problems, or a recipe (file or shipped name), which brings its evaluation
+    sets along; evals: name -> source. Raises InputError for sources that cannot be read.
+    """
+    from headwater.recipes import is_recipe
+    from headwater.tasks.contamination_check import check_contamination
+
+    columns: Mapping[str, str] | None = None
+    if is_recipe(train):
+        task = load(train).task
+        pools = [name for name, source in task.eval.items() if source.startswith("pool:")]
+        own = {name: source for name, source in task.eval.items() if name not in pools}
+        train, evals, columns = task.train, dict(evals or own), task.columns
+    return check_contamination(
+        train, evals or {}, columns=columns, ngram_words=ngram_words, near_share=near_share
+    )
 
 
 def doctor() -> Diagnosis:

@@ -48,7 +48,11 @@ SeedsOption = Annotated[
 ]
 ArmsOption = Annotated[str | None, typer.Option("--arms", metavar="x,y", help="Only these arms.")]
 VerifierOption = Annotated[
-    str, typer.Option(metavar="NAME", help="math, exact or python:module:function.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="math, exact, reasoning_gym, python:module:function or reward:module:function.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -185,7 +189,16 @@ def evaluate(
 
 @app.command()
 def verify(
-    cases: Annotated[Path, typer.Argument(help="JSON Lines of {prediction, gold[, id]}.")],
+    cases: Annotated[
+        Path | None, typer.Argument(help="JSON Lines of {prediction, gold[, id, expected]}.")
+    ] = None,
+    prediction: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Instead of a file: one output ...")
+    ] = None,
+    gold: Annotated[str | None, typer.Option(metavar="ANSWER", help="... and its answer.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what was read and how it was compared.")
+    ] = False,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write the rows here; - is stdout.")
     ] = None,
@@ -194,17 +207,53 @@ def verify(
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
     timeout: Annotated[float, typer.Option(help="Seconds allowed for one case.")] = 5.0,
 ) -> None:
-    """Grade a file of predictions: a verdict each."""
+    """Grade a file of predictions, or one: a verdict each, and why."""
+    given: Path | list[tuple[str, str]] | None = cases
+    if cases is None and prediction is not None and gold is not None:
+        given = [(prediction, gold)]
+    if given is None or (cases is not None and (prediction is not None or gold is not None)):
+        raise InputError("give a file of cases, or --prediction and --gold (not both)")
     result = api.verify(
-        cases, verifier, wrap_bare=wrap_bare, workers=workers, timeout_seconds=timeout
+        given,
+        verifier,
+        wrap_bare=wrap_bare,
+        workers=workers,
+        timeout_seconds=timeout,
+        explain=explain,
     )
     if json_out is None:
-        console.show_verified(_stdout(), result)
+        show = console.show_explained if explain else console.show_verified
+        show(_stdout(), result)
     elif str(json_out) == "-":
         typer.echo(result.json_lines(), nl=False)
     else:
         result.write(json_out)
         typer.echo(f"{console.verified_in_words(result)}; rows in {json_out}")
+
+
+@app.command()
+def contamination(
+    train: Annotated[str, typer.Argument(metavar="TRAIN", help="Training problems, or a recipe.")],
+    evals: Annotated[
+        list[str],
+        typer.Option("--eval", metavar="[NAME=]SOURCE", help="An evaluation set; repeatable."),
+    ] = [],  # noqa: B006
+    ngram_words: Annotated[int, typer.Option("--ngram", help="Words of an n-gram.")] = 8,
+    near_share: Annotated[
+        float, typer.Option("--share", help="Shared n-grams from which problems are near.")
+    ] = 0.5,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write every pair here, with its texts.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the training problems that are in an evaluation set, pair by pair."""
+    result = api.contamination(
+        train, api.named_sources(evals), ngram_words=ngram_words, near_share=near_share
+    )
+    if csv is not None:
+        result.write_csv(csv)
+    _print(result, console.show_contamination, as_json)
 
 
 @app.command()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headwater.comparison import Comparison
     from headwater.evals.statistics import Estimate
     from headwater.ledger.spending import Spending
+    from headwater.tasks.contamination_check import ContaminationCheck
     from headwater.workflow.estimate import Plan
     from headwater.workflow.stage_groups import StageGroup
 
@@ -39,6 +40,7 @@ _PLANNED = {
 }
 # More stages than this are shown in groups, seeds and arms together.
 _MOST_ROWS = 40
+_EXCERPT = 100  # characters of a problem
 _PLANNED_OF_A_STAGE = ("labels", "verifier_calls", "generated_tokens", "updates", "seconds")
 
 
@@ -204,13 +206,69 @@ def show_comparison(console: Console, result: Comparison) -> None:
 
 def show_verified(console: Console, result: VerifiedCases) -> None:
     """A line a case, then the counts and, where rows say what is right, the agreement."""
+    from headwater.report.visible import visible
+
     table = _table("id", "verdict", "seconds", "how")
     for row in result.rows:
         marked = _disagrees(row.get("expected"), row["verdict"])
         verdict = Text(row["verdict"], style="red" if marked else "")
-        table.add_row(Text(row["id"]), verdict, f"{row['seconds']:.3f}", Text(row["how"]))
+        name, how = Text(visible(row["id"])), Text(visible(row["how"]))
+        table.add_row(name, verdict, f"{row['seconds']:.3f}", how)
     console.print(table)
     console.print(verified_in_words(result))
+    silent = sum(row["how"].startswith("no answer") for row in result.rows)
+    if silent:
+        console.print(
+            f"{silent} without an answer where one is looked for: --explain says more, --wrap-bare "
+            "boxes bare answers, --verifier math:boxed,hash,answer_is looks in more places"
+        )
+
+
+def show_explained(console: Console, result: VerifiedCases) -> None:
+    """Each case's steps under its name, then the counts."""
+    from headwater.report.visible import visible
+
+    for row in result.rows:
+        marked = _disagrees(row.get("expected"), row["verdict"])
+        heading = f"{row['id']}  {row['verdict']}, {row['seconds']:.3f} s"
+        console.print(Text(visible(heading), style="bold red" if marked else "bold"))
+        steps = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+        for name, text in row["steps"].items():
+            steps.add_row(Text(name, style="dim"), Text(visible(text), overflow="fold"))
+        console.print(steps)
+    console.print(verified_in_words(result))
+
+
+def show_contamination(console: Console, result: ContaminationCheck) -> None:
+    """Counts for each evaluation set, then the pairs, the closest first."""
+    from headwater.report.quantities import percent
+    from headwater.report.visible import visible
+
+    kinds = ("exact", "normalised", "near")
+    table = _table("evaluation set", "problems", *kinds, "of the set in training")
+    table.title = f"{result.train}: {result.train_problems} training problems"
+    for name, problems in result.eval_problems.items():
+        counts = result.counts(name)
+        numbers = [str(problems), *(str(counts[kind]) for kind in kinds)]
+        equal = counts["exact"] + counts["normalised"]
+        table.add_row(Text(name), *numbers, percent(equal / problems))
+    console.print(table)
+    if result.pairs:
+        pairs = _table("match", "share", "training problem", "evaluation problem", "its text")
+        for pair in result.pairs[:_MOST_ROWS]:
+            match = pair.match
+            ids = (match.train_id, f"{match.eval_set}: {match.eval_id}")
+            text = " ".join(pair.eval_text[:_EXCERPT].split())
+            shown = (Text(visible(piece)) for piece in (*ids, text))
+            pairs.add_row(match.kind, percent(match.share), *shown)
+        console.print(pairs)
+    if len(result.pairs) > _MOST_ROWS:
+        console.print(f"{len(result.pairs) - _MOST_ROWS} more pairs; --csv OUT writes all")
+    console.print(
+        f"near: at least {percent(result.near_share)} of the evaluation problem's "
+        f"{result.ngram_words}-grams are in the training problem; often a template with other "
+        "numbers. A run removes exact and normalised matches from training, and lists near ones"
+    )
 
 
 def verified_in_words(result: VerifiedCases) -> str:

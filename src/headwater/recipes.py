@@ -63,6 +63,12 @@ def find_recipe(name_or_path: str | Path) -> Path:
     )
 
 
+def is_recipe(name_or_path: str) -> bool:
+    """Whether this means a recipe: a YAML file's name, or the name of a shipped one."""
+    path = Path(name_or_path)
+    return path.suffix in (".yaml", ".yml") or name_or_path in {r.name for r in shipped_recipes()}
+
+
 def copy_recipe(name: str, to: Path | None = None) -> Path:
     """Copy a shipped recipe to `to` (a file or a folder; default ./NAME.yaml) for editing.
 

@@ -37,16 +37,16 @@ _THOUSANDS = re.compile(r"(?<=\d)(?:,(?:\\!)?|\{,\}|\\,)(?=\d{3}(?!\d))")
 # A number with its decimals, a word, or one operator or bracket. Punctuation is left out.
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[^\w\s.,;:!?'\"`\\]|_")
 _WORD = re.compile(r"\w+")
-_NGRAM_WORDS = 8
-_NEAR_SHARE = 0.5
+NGRAM_WORDS = 8
+NEAR_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
     """A training problem found in an evaluation set.
 
-    share: part of the evaluation problem's word 8-grams that the training problem holds (0 to
-    1; 1 for exact and normalised matches).
+    share: part of the evaluation problem's word n-grams (8 words unless asked otherwise) that
+    the training problem holds (0 to 1; 1 for exact and normalised matches).
     """
 
     kind: Literal["exact", "normalised", "near"]
@@ -112,6 +112,30 @@ def normalise(text: str) -> str:
     return " ".join(_VARIANTS.get(token, token) for token in _TOKEN.findall(text.lower()))
 
 
+def find_matches(
+    train: LabelledProblems,
+    evals: Mapping[str, LabelledProblems],
+    *,
+    ngram_words: int = NGRAM_WORDS,
+    near_share: float = NEAR_SHARE,
+) -> list[Match]:
+    """Every pair of a training problem and an evaluation problem that match; equal texts first.
+
+    Near: at least `near_share` of the evaluation problem's n-grams of `ngram_words` words are in
+    the training problem; problems with fewer words can only be equal. Raises InputError for
+    n-grams and shares that match nothing or everything.
+    """
+    if ngram_words < 2 or not 0 < near_share <= 1:
+        raise InputError(
+            f"n-grams of {ngram_words} words, of which {near_share:g} must be shared, tell nothing "
+            "apart; use 2 words or more, and a share above 0 and up to 1"
+        )
+    equal = _equal_texts(train, evals)
+    pairs = {(match.train_id, match.eval_set, match.eval_id) for match in equal}
+    near = _near_texts(train, evals, ngram_words, near_share)
+    return equal + [m for m in near if (m.train_id, m.eval_set, m.eval_id) not in pairs]
+
+
 def remove_contaminated(
     train: LabelledProblems, evals: Mapping[str, LabelledProblems]
 ) -> tuple[LabelledProblems, ContaminationReport]:
@@ -133,7 +157,7 @@ def remove_contaminated(
         train_problems=len(train),
         eval_problems={name: len(data) for name, data in evals.items()},
         removed=tuple(removed),
-        near=tuple(_near_texts(kept, evals)),
+        near=tuple(_near_texts(kept, evals, NGRAM_WORDS, NEAR_SHARE)),
     )
     return kept, report
 
@@ -150,30 +174,33 @@ def _equal_texts(train: LabelledProblems, evals: Mapping[str, LabelledProblems])
     ]
 
 
-def _near_texts(train: LabelledProblems, evals: Mapping[str, LabelledProblems]) -> list[Match]:
+def _near_texts(
+    train: LabelledProblems,
+    evals: Mapping[str, LabelledProblems],
+    ngram_words: int,
+    near_share: float,
+) -> list[Match]:
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     held_out: list[tuple[str, str, int]] = []  # evaluation set, problem, number of n-grams
     for eval_set, data in evals.items():
         for problem in data.problems:
-            ngrams = _ngrams(problem.prompt)
+            ngrams = _ngrams(problem.prompt, ngram_words)
             for ngram in ngrams:
                 holders[ngram].append(len(held_out))
             held_out.append((eval_set, problem.id, len(ngrams)))
     matches = []
     for problem in train.problems:
         shared: dict[int, int] = defaultdict(int)
-        for ngram in _ngrams(problem.prompt):
+        for ngram in _ngrams(problem.prompt, ngram_words):
             for index in holders.get(ngram, ()):
                 shared[index] += 1
         for index, count in shared.items():
             eval_set, eval_id, size = held_out[index]
-            if count >= _NEAR_SHARE * size:
+            if count >= near_share * size:
                 matches.append(Match("near", problem.id, eval_set, eval_id, count / size))
     return matches
 
 
-def _ngrams(text: str) -> set[tuple[str, ...]]:
+def _ngrams(text: str, length: int) -> set[tuple[str, ...]]:
     words = _WORD.findall(normalise(text))
-    return {
-        tuple(words[start : start + _NGRAM_WORDS]) for start in range(len(words) - _NGRAM_WORDS + 1)
-    }
+    return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}

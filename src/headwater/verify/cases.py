@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from headwater.errors import InputError
 from headwater.types import Label
+from headwater.verify.describing import explain_grade
 from headwater.verify.verifiers import make_verifier
 
 _TEXT_FIELDS = ("prediction", "gold")
@@ -19,14 +20,17 @@ _OUR_FIELDS = frozenset({"id", "prediction", "gold", "expected"})
 
 
 class CaseResult(TypedDict):
-    """One row's verdict; `expected` is there where the row says what is right."""
+    """One row's verdict; `expected` is there where the row says what is right, `steps` (what was
+    read and compared, heading -> text) where they were asked for."""
 
     id: str
     verdict: str
     seconds: float
     how: str
     extracted: str | None
+    reward: float
     expected: NotRequired[bool]
+    steps: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,19 @@ class Case:
     label: Label = field(repr=False)
     expected: bool | None = None
 
+    def boxed(self) -> Case:
+        r"""The case with its prediction in `\boxed{}`, unless there is a box in it."""
+        if "\\boxed" in self.prediction:
+            return self
+        return replace(self, prediction=f"\\boxed{{{self.prediction}}}")
 
-def read_cases(path: Path, *, wrap_bare: bool = False) -> list[Case]:
-    r"""Read a .jsonl or .jsonl.gz file of rows {id?, prediction, gold, expected?}.
 
-    A row without an id is called by its line number. Predictions are taken verbatim;
-    `wrap_bare` puts those without any box into `\boxed{}`. Raises InputError with file and line
-    for a row that is not of this form, and for a file with no rows.
+def read_cases(path: Path) -> list[Case]:
+    """Read a .jsonl or .jsonl.gz file of rows {id?, prediction, gold, expected?}.
+
+    A row without an id is called by its line number; further fields are what a reward function
+    is given. Raises InputError with file and line for a row that is not of this form, and for a
+    file with no rows.
     """
     cases = []
     for place, line in _numbered_lines(path):
@@ -52,42 +62,50 @@ def read_cases(path: Path, *, wrap_bare: bool = False) -> list[Case]:
             row = json.loads(line)
         except ValueError as error:  # also a number of more digits than Python reads
             raise InputError(f"{place}: not JSON ({error}); write one object a line") from None
-        case = _case(place, row)
-        if wrap_bare and "\\boxed" not in case.prediction:
-            boxed = f"\\boxed{{{case.prediction}}}"
-            case = replace(case, prediction=boxed)
-        cases.append(case)
+        cases.append(_case(place, row))
     if not cases:
         raise InputError(f"{path} has no rows; give one {{prediction, gold}} object a line")
     return cases
 
 
 def run_cases(
-    path: Path,
+    cases: Path | Sequence[tuple[str, str]],
     verifier_name: str = "math",
     *,
     wrap_bare: bool = False,
     workers: int = 1,
     timeout_seconds: float = 2.0,
+    explain: bool = False,
 ) -> list[CaseResult]:
-    """Return a verdict, its seconds and its reason for every row of `path`, in order.
+    r"""Return a verdict, its seconds and its reason for every case, in order.
 
-    Arguments and errors as `read_cases` and `verifiers.make_verifier`.
+    cases: a file as `read_cases` reads it, or (prediction, gold) pairs. Predictions are taken
+    verbatim; `wrap_bare` puts those without any box into `\boxed{}`. explain: say step by step
+    what was read and compared. Raises InputError as `read_cases` and `verifiers.make_verifier`.
     """
-    cases = read_cases(path, wrap_bare=wrap_bare)
+    if isinstance(cases, Path):
+        read = read_cases(cases)
+    else:
+        rows = enumerate(cases, start=1)
+        read = [Case(str(n), text, Label(str(n), gold)) for n, (text, gold) in rows]
+    if wrap_bare:
+        read = [case.boxed() for case in read]
     with make_verifier(verifier_name, workers=workers, timeout_seconds=timeout_seconds) as verifier:
-        grades = verifier.examine([(case.prediction, case.label) for case in cases])
+        grades = verifier.examine([(case.prediction, case.label) for case in read])
     results = []
-    for case, grade in zip(cases, grades, strict=True):
+    for case, grade in zip(read, grades, strict=True):
         result = CaseResult(
             id=case.id,
             verdict=grade.verdict.value,
             seconds=grade.seconds,
             how=grade.how,
             extracted=grade.extracted,
+            reward=grade.reward,
         )
         if case.expected is not None:
             result["expected"] = case.expected
+        if explain:
+            result["steps"] = explain_grade(case.prediction, case.label, grade)
         results.append(result)
     return results
 

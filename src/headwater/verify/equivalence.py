@@ -83,10 +83,10 @@ def compare(
     """
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return Finding(Verdict.UNPARSEABLE, f"longer than {MAX_ANSWER_CHARACTERS} characters")
-    numbers = _plain_number(answer), _plain_number(_stated(gold))
+    numbers = _plain_number(answer), _plain_number(stated_answer(gold))
     if numbers[0] and numbers[1]:
         return Finding.of(numbers[0] == numbers[1], "compared as plain numbers, digit by digit")
-    one, other = normalise(answer), normalise(_stated(gold))
+    one, other = normalise(answer), normalise(stated_answer(gold))
     if one and _spelling(one) == _spelling(other):
         return Finding.of(True, "written the same")
     if not one:
@@ -279,7 +279,7 @@ def _all(results: Iterable[bool | None]) -> bool | None:
     return True if known else None
 
 
-def _stated(gold: str) -> str:
+def stated_answer(gold: str) -> str:
     """A gold answer that is a whole solution states its answer in a box or a closing sentence."""
     if len(gold) < _PROSE_CHARACTERS and "\\boxed" not in gold:
         return gold

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 import sympy
+import sympy.core.random
 from math_verify import LatexExtractionConfig, parse, verify
 
 from headwater.verify import values
@@ -24,7 +25,11 @@ logging.disable(logging.CRITICAL)
 
 
 def settle(answer: str, gold: str) -> str:
-    """Return "verdict:how" for an extracted answer and a gold answer."""
+    """Return "verdict:how" for an extracted answer and a gold answer.
+
+    sympy's random points are the same for every case, whichever came before it.
+    """
+    sympy.core.random.seed(0)
     finding: Finding = compare(
         answer, gold, prove=prove, judge_opaque=lambda: judge_with_math_verify(answer, gold)
     )

@@ -19,6 +19,7 @@ from headwater.verify.extract import ANSWER_FORMS, AnswerForm, extract_first
 from headwater.verify.pool import CaseOutcome, Ending, WorkerLimits, WorkerPool
 
 _ALGEBRA = "headwater.verify.algebra:settle"
+_CHEAP_CHARACTERS = 1_000
 _EXAMPLES_TRIED = 3
 _CHOICES = 'choose "math", "exact" or "python:module:function"'
 
@@ -178,8 +179,8 @@ class ExactVerifier(_Grading):
 class MathVerifier(_Grading):
     """Mathematical equality of the extracted answer and the gold answer.
 
-    Text and rational numbers are compared here; what needs algebra goes to killable workers,
-    which start when the first such case comes.
+    Short text and rational numbers are compared here; what is long or needs algebra goes to
+    killable workers, which start when the first such case comes.
     """
 
     def __init__(
@@ -199,6 +200,9 @@ class MathVerifier(_Grading):
             extracted = extract_first(completion, self._forms)
             if not extracted:
                 finding = _no_answer(extracted, self._forms)
+            elif len(extracted) + len(gold) > _CHEAP_CHARACTERS:
+                finding = _TOO_LONG_FOR_HERE
+                open_cases.append((index, extracted, gold))
             else:
                 finding = compare(extracted, gold)
                 if finding.needs_algebra:
@@ -255,6 +259,9 @@ class FunctionVerifier(_Grading):
                 "let the function return True or False, or a reward between 0 and 1"
             )
         return Finding.of(value >= 1, f"{self.name} returned {value}")
+
+
+_TOO_LONG_FOR_HERE = Finding(Verdict.UNPARSEABLE, "too long to compare outside a worker")
 
 
 def _no_answer(extracted: str | None, forms: Sequence[AnswerForm]) -> Finding:

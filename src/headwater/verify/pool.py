@@ -9,7 +9,6 @@ case whose worker was killed by somebody else, or crashed, is tried again.
 from __future__ import annotations
 
 import selectors
-import signal
 import threading
 import time
 import weakref
@@ -20,13 +19,16 @@ from enum import StrEnum
 from typing import Any
 
 from headwater.errors import InputError, StageError
-from headwater.verify.processes import Case, ForkServer, Worker, WorkerLimits, killed_by_others
+from headwater.verify.processes import (
+    Attempts,
+    Case,
+    End,
+    ForkServer,
+    Worker,
+    WorkerLimits,
+)
 
 __all__ = ["CaseOutcome", "Ending", "WorkerLimits", "WorkerPool"]
-
-_START_TRIES = 5
-_CRASHES = 3
-_KILLS = 10
 
 
 class Ending(StrEnum):
@@ -63,7 +65,7 @@ class WorkerPool:
         self._limits = limits or WorkerLimits()
         self._servers: list[ForkServer] = []
         self._workers: list[Worker] = []
-        self._failed_starts = 0
+        self._starts = Attempts()
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _end_all, self._servers, self._workers)
 
@@ -180,7 +182,7 @@ class WorkerPool:
         if reply is not None:
             worker.ready = True
             worker.server.note_ready()
-            self._failed_starts = 0
+            self._starts = Attempts()
         elif worker.dead or time.monotonic() >= worker.deadline:
             self._start_again(place)
 
@@ -188,14 +190,14 @@ class WorkerPool:
         """Replace a worker that ended or hung while starting, and the server it hung in."""
         worker = self._workers[place]
         if self._servers and worker.server is self._servers[0]:
-            self._failed_starts += 1
+            self._starts.add(worker.dead and worker.end() is End.OTHERS)
             if not worker.dead:
-                self._servers.pop().close()
-        if self._failed_starts >= _START_TRIES:
+                self._servers.pop().close(at_once=True)
+        if self._starts.exhausted:
             raise StageError(
-                f"a worker for {self._target} ended or hung while starting, "
-                f"{_START_TRIES} times in a row "
-                f"(limit: {self._limits.memory_bytes} bytes of memory); "
+                f"workers for {self._target} end or hang while starting "
+                f"({self._starts.crashes} times by themselves, {self._starts.kills} times killed; "
+                f"limit: {self._limits.memory_bytes} bytes of memory); "
                 "import its module by hand to see why, or allow more memory"
             )
         self._replace(place)
@@ -215,16 +217,11 @@ def _unfinished(worker: Worker, case: Case) -> CaseOutcome | None:
     """What becomes of a case whose worker said nothing; None: it is tried again."""
     if not worker.dead:
         return CaseOutcome(Ending.OUT_OF_TIME, case.seconds)
-    exit_code = worker.exit_code()
-    if exit_code == -signal.SIGXCPU:
+    end = worker.end()
+    if end is End.PROCESSOR_TIME:
         return CaseOutcome(Ending.OUT_OF_TIME, case.seconds)
-    if killed_by_others(exit_code) and not worker.garbled:
-        case.kills += 1
-    else:
-        case.crashes += 1
-    if case.crashes >= _CRASHES or case.kills >= _KILLS:
-        return CaseOutcome(Ending.CRASHED, case.seconds)
-    return None
+    case.attempts.add(end is End.OTHERS)
+    return CaseOutcome(Ending.CRASHED, case.seconds) if case.attempts.exhausted else None
 
 
 def _end_all(servers: list[ForkServer], workers: list[Worker]) -> None:

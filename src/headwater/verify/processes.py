@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from headwater.verify.forkserver import COLLECT, FORK, KILL, MESSAGE, STATUS, co
 _START_SECONDS = 60.0
 _SLACK_SECONDS = 10.0
 _END_SECONDS = 5.0
+_LAST_SECONDS = 1.0
+_CRASHES = 3
+_KILLS = 50
 _READ_BYTES = 1 << 16
 _REPLY_BYTES = 1 << 20
 _SENT_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -38,14 +42,31 @@ class WorkerLimits:
 
 
 @dataclass(slots=True)
+class Attempts:
+    """How often something ended its process by itself, and how often others ended it."""
+
+    crashes: int = 0
+    kills: int = 0
+
+    def add(self, killed_by_others: bool) -> None:
+        """Count one more."""
+        self.kills += killed_by_others
+        self.crashes += not killed_by_others
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there is no point in another."""
+        return self.crashes >= _CRASHES or self.kills >= _KILLS
+
+
+@dataclass(slots=True)
 class Case:
-    """One call on its way: its place in the batch, how often it was tried, and how long."""
+    """One call on its way: its place in the batch, and the time and attempts it took so far."""
 
     index: int
     arguments: tuple[str, ...] = field(repr=False)
-    crashes: int = 0
-    kills: int = 0
     seconds: float = 0.0
+    attempts: Attempts = field(default_factory=Attempts)
 
 
 class ForkServer:
@@ -129,15 +150,32 @@ class ForkServer:
             return None
         return os.waitstatus_to_exitcode(STATUS.unpack(status)[0])
 
-    def close(self) -> None:
-        """End the server and with it every worker; in a forked copy only forget it."""
+    def was_killed(self) -> bool:
+        """Whether somebody else ended it; it closes its sockets a moment before it has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return _by_others(self._process.wait(timeout=_LAST_SECONDS))
+        return False
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End the server and with it every worker; in a forked copy only forget it.
+
+        `at_once`: do not wait for it to end them itself.
+        """
         self._control.close()
         if not self._is_mine:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_END_SECONDS if self._proven else 0)
+            self._process.wait(timeout=0 if at_once or not self._proven else _END_SECONDS)
         self._process.kill()
         self._process.wait()
+
+
+class End(Enum):
+    """What ended a worker."""
+
+    ITSELF = auto()
+    OTHERS = auto()
+    PROCESSOR_TIME = auto()
 
 
 class Worker:
@@ -223,9 +261,15 @@ class Worker:
         expected = self.sent if self.case is not None else None
         return reply if expected is not None and reply.get("number") == expected else None
 
-    def exit_code(self) -> int | None:
-        """End the process and return how it ended; None where its server ended too."""
-        return self.server.collect(self._number)
+    def end(self) -> End:
+        """End the process and return what had ended it before that."""
+        if self.garbled:
+            return End.ITSELF
+        exit_code = self.server.collect(self._number)
+        if exit_code == -signal.SIGXCPU:
+            return End.PROCESSOR_TIME
+        killed = self.server.was_killed() if exit_code is None else _by_others(exit_code)
+        return End.OTHERS if killed else End.ITSELF
 
     def kill(self) -> None:
         """End the process at once."""
@@ -234,6 +278,5 @@ class Worker:
         self.server.kill(self._number)
 
 
-def killed_by_others(exit_code: int | None) -> bool:
-    """Whether a worker ended by what it cannot do to itself while sealed."""
-    return exit_code is None or -exit_code in _SENT_BY_OTHERS
+def _by_others(exit_code: int | None) -> bool:
+    return exit_code is not None and -exit_code in _SENT_BY_OTHERS

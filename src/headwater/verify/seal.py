@@ -20,7 +20,7 @@ _REFUSED_FAMILIES = frozenset(
     {
         "os", "shutil", "tempfile", "subprocess", "pty", "socket", "ctypes", "_posixsubprocess",
         "sqlite3", "dbm", "mmap", "fcntl", "signal", "syslog", "webbrowser", "http", "urllib",
-        "ftplib", "imaplib", "poplib", "smtplib", "nntplib", "telnetlib", "_thread",
+        "ftplib", "imaplib", "poplib", "smtplib", "nntplib", "telnetlib",
     }
 )  # fmt: skip
 _READING = frozenset(

@@ -60,8 +60,8 @@ def test_a_folder_can_be_neither_emptied_nor_entered(sealed: WorkerPool, tmp_pat
     assert set(_seen(tmp_path)) == {"kept"}
 
 
-@pytest.mark.parametrize("command", ["exec", "thread", "datagram", "mmap", "killpg"])
-def test_no_process_thread_socket_or_signal(
+@pytest.mark.parametrize("command", ["exec", "datagram", "mmap", "killpg"])
+def test_no_process_socket_mapping_or_signal(
     sealed: WorkerPool, tmp_path: Path, command: str
 ) -> None:
     (outcome,) = sealed.run([(command, str(tmp_path / "new"))])
@@ -114,37 +114,43 @@ def test_formulas_are_compiled(sealed: WorkerPool) -> None:
 
 def test_an_unsealed_function_may_but_lets_no_file_grow(tmp_path: Path) -> None:
     pool = WorkerPool(ACT, 1, WorkerLimits(timeout_seconds=5, sealed=False))
-    names = ("mkdir", "thread", "eval")
-    outcomes = pool.run(
-        [("mkdir", str(tmp_path / "new")), ("thread", ""), ("eval", "open.__name__")]
-    )
-    written, shell = pool.run(
-        [("open", str(tmp_path / "written")), ("shell", str(tmp_path / "shell"))]
-    )
+    allowed = [("mkdir", str(tmp_path / "new")), ("thread", ""), ("eval", "open.__name__")]
+    writing = [("open", str(tmp_path / "written")), ("shell", str(tmp_path / "shell"))]
+    outcomes = pool.run(allowed)
+    written, shell = pool.run(writing)
     pool.close()
-    assert [outcome.ending for outcome in outcomes] == [Ending.RETURNED] * len(names)
+    assert [outcome.ending for outcome in outcomes] == [Ending.RETURNED] * len(allowed)
     assert written.ending is Ending.RAISED
-    assert all(path.is_dir() or path.stat().st_size == 0 for path in tmp_path.iterdir())
     assert shell.ending is Ending.RETURNED
+    assert all(path.is_dir() or path.stat().st_size == 0 for path in tmp_path.iterdir())
 
 
 HOSTILE = (
-    r"__import__('os').system('touch {file}')", r"\int open('{file}','w') dx",
-    r"\sum_{{k=1}}^{{exec('open(\"{file}\",\"w\")')}} k", r"\begin{{pmatrix}} \input{{{file}}} \end{{pmatrix}}",
-    r"\write18{{touch {file}}}", r"\lim_{{x\to 0}} eval(x)", r"lambda: open('{file}','w')",
-    r"\sqrt{{__class__.__base__}}", r"\prod_{{i=1}}^{{getattr(os,'system')('touch {file}')}} i",
-)  # fmt: skip
+    r"__import__('os').system('touch {file}')",
+    r"\int open('{file}','w') dx",
+    r"\sum_{{k=1}}^{{exec('open(\"{file}\",\"w\")')}} k",
+    r"\begin{{pmatrix}} \input{{{file}}} \end{{pmatrix}}",
+    r"\write18{{touch {file}}}",
+    r"\lim_{{x\to 0}} eval(x)",
+    r"lambda: open('{file}','w')",
+    r"\sqrt{{__class__.__base__}}",
+    r"\prod_{{i=1}}^{{getattr(os,'system')('touch {file}')}} i",
+)
 
 
 def test_no_answer_runs(tmp_path: Path) -> None:
-    items = [
-        (rf"\boxed{{{text.format(file=tmp_path / 'new')}}}", gold)
-        for text in HOSTILE
-        for gold in ("1", r"\int_0^1 x dx", r"\begin{pmatrix} 1 \end{pmatrix}")
-    ]
+    """Neither through the verifier nor where Math-Verify is given what the verifier holds back."""
+    texts = [text.format(file=tmp_path / "new") for text in HOSTILE]
+    golds = ("1", r"\int_0^1 x dx", r"\begin{pmatrix} 1 \end{pmatrix}")
     with make_verifier("math") as verifier:
-        verdicts = verifier.grade(items)
+        verdicts = verifier.grade(
+            [(rf"\boxed{{{text}}}", gold) for text in texts for gold in golds]
+        )
     assert Verdict.CORRECT not in verdicts
+    pool = WorkerPool("headwater.verify.algebra:judge_with_math_verify", 2)
+    outcomes = pool.run([(text, text) for text in texts])
+    pool.close()
+    assert {outcome.ending for outcome in outcomes} <= {Ending.RETURNED, Ending.RAISED}
     assert _seen(tmp_path) == {}
 
 

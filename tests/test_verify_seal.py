@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ SIGNALS_KNOWN = 6
 
 
 @pytest.fixture(scope="module")
-def sealed() -> WorkerPool:
-    return WorkerPool(ACT, 1, WorkerLimits(timeout_seconds=5, sealed=True))
+def sealed() -> Iterator[WorkerPool]:
+    pool = WorkerPool(ACT, 1, WorkerLimits(timeout_seconds=5, sealed=True))
+    yield pool
+    pool.close()
 
 
 def _seen(folder: Path) -> dict[str, tuple[int, int, int, str]]:

@@ -72,6 +72,11 @@ def _sockets() -> list[int]:
     return found
 
 
+def _after_a_while(call: str) -> object:
+    time.sleep(0.1)
+    return act(*call.split(" ", 1))
+
+
 def _say(text: str) -> str:
     for number in _sockets():
         os.write(number, text.encode())
@@ -144,6 +149,7 @@ _ACTS: dict[str, Callable[[str], object]] = {
     "keep": _keep,
     "print": _print,
     "say": _say,
+    "after 0.1 s": _after_a_while,
     "flood": _flood_reply,
     "close": _close_everything,
     "raise": _raise,

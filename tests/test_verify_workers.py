@@ -121,6 +121,31 @@ def test_a_replacement_takes_milliseconds() -> None:
     assert taken < 20 * 0.03 + 5
 
 
+@pytest.mark.parametrize(("command", "argument"), [("die", "3"), ("say", "garbage\n")])
+def test_a_case_that_ends_its_worker_is_tried_three_times(command: str, argument: str) -> None:
+    with _pool() as pool:
+        (outcome,) = pool.run([("after 0.1 s", f"{command} {argument}")])
+    assert outcome.ending is Ending.CRASHED
+    assert 0.3 <= outcome.seconds < 1.5
+
+
+def test_a_case_whose_worker_others_kill_is_tried_more_often() -> None:
+    def kill(times: int) -> None:
+        (server,) = children(os.getpid())
+        for _ in range(times):
+            time.sleep(0.1)
+            for worker in children(server):
+                os.kill(worker, signal.SIGKILL)
+
+    with _pool() as pool:
+        pool.run([("echo", "a")])
+        killer = threading.Thread(target=kill, args=(8,))
+        killer.start()
+        (outcome,) = pool.run([("sleep", "0.5")])
+        killer.join()
+    assert outcome.value == "0.5"
+
+
 # Ends and orphans.
 
 
@@ -243,16 +268,16 @@ def test_a_module_that_starts_threads_is_imported_by_each_worker(
 
 def test_a_forked_copy_of_the_caller_has_workers_of_its_own() -> None:
     with _pool(2) as pool:
-        pool.run([("echo", "a")] * 2)
+        before = {outcome.value for outcome in pool.run([("pid", "0.1")] * 2)}
         child = os.fork()
         if child == 0:
             values = {outcome.value for outcome in pool.run([("echo", "b")] * 4)}
             pool.close()
             os._exit(0 if values == {"b"} else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        pids = {outcome.value for outcome in pool.run([("pid", "0.1")] * 2)}
-        assert len(pids) == 2
-        assert pids == {pid for server in children(os.getpid()) for pid in children(server)}
+        after = {outcome.value for outcome in pool.run([("pid", "0.1")] * 2)}
+    assert len(after) == 2
+    assert after == before
 
 
 def test_every_worker_has_the_same_hash_seed() -> None:

@@ -29,6 +29,7 @@ from headwater.verify.processes import (
 )
 
 __all__ = ["CaseOutcome", "Ending", "WorkerLimits", "WorkerPool"]
+_LONGEST_WAIT_SECONDS = 60.0
 
 
 class Ending(StrEnum):
@@ -121,7 +122,7 @@ class WorkerPool:
 
     def _wait(self, starting_matters: bool) -> None:
         """Sleep until a worker has something to say, can take more, or has run out of time."""
-        deadline = float("inf")
+        deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 if worker.case is None and (worker.ready or not starting_matters):

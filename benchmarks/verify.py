@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from statistics import median
 
 from rich.console import Console
@@ -129,7 +130,7 @@ def peer_grader() -> Grader | None:
 def measure_ordinary(settings: Settings) -> list[Measured]:
     """Common answers, and mixed with algebra; the peer on the first ones of each."""
     batches = [
-        (settings.data or "common", ordinary(settings, settings.count, 0.0, settings.seed)),
+        (Path(settings.data or "common").name, ordinary(settings, settings.count, 0.0, settings.seed)),
         (
             f"{settings.algebra_share:.1%} algebra",
             ordinary(settings, settings.count, settings.algebra_share, settings.seed + 1),

@@ -129,8 +129,9 @@ def peer_grader() -> Grader | None:
 
 def measure_ordinary(settings: Settings) -> list[Measured]:
     """Common answers, and mixed with algebra; the peer on the first ones of each."""
+    easy = Path(settings.data or "common").name
     batches = [
-        (Path(settings.data or "common").name, ordinary(settings, settings.count, 0.0, settings.seed)),
+        (easy, ordinary(settings, settings.count, 0.0, settings.seed)),
         (
             f"{settings.algebra_share:.1%} algebra",
             ordinary(settings, settings.count, settings.algebra_share, settings.seed + 1),

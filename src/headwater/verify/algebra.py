@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 import sympy
+import sympy.core.random
 from math_verify import LatexExtractionConfig, parse, verify
 
 from headwater.verify import values
@@ -24,7 +25,11 @@ logging.disable(logging.CRITICAL)
 
 
 def settle(answer: str, gold: str) -> str:
-    """Return "verdict:how" for an extracted answer and a gold answer."""
+    """Return "verdict:how" for an extracted answer and a gold answer.
+
+    sympy's random points are the same for every case, whichever came before it.
+    """
+    sympy.core.random.seed(0)
     finding: Finding = compare(
         answer, gold, prove=prove, judge_opaque=lambda: judge_with_math_verify(answer, gold)
     )
@@ -72,3 +77,14 @@ _SYMPY: dict[str, Any] = {
     "arccos": sympy.acos, "arctan": sympy.atan, "sinh": sympy.sinh, "cosh": sympy.cosh,
     "tanh": sympy.tanh,
 }  # fmt: skip
+
+#: What loads the parts of sympy that most cases need. Workers are forked from the process that
+#: imported this module, so that one started after a kill is as quick as the one before it.
+_USUAL = (
+    (r"\sin^2 x+\cos^2 x", "1"),
+    (r"\int_0^1 x dx", "1"),
+    (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"),
+)
+
+for _answer, _gold in _USUAL:
+    settle(_answer, _gold)

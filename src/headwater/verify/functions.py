@@ -125,8 +125,8 @@ class RewardVerifier(Grading):
 
     def _grades(self, outcome: CaseOutcome, count: int) -> list[Grade] | None:
         reply: dict[str, Any] = {}
-        if outcome.ending is Ending.RETURNED:
-            reply = json.loads(str(outcome.value))
+        if outcome.ending is Ending.RETURNED and isinstance(outcome.value, str):
+            reply = json.loads(outcome.value)
         if "rewards" not in reply and "found" not in reply:
             if count > 1:
                 return None

@@ -1,35 +1,35 @@
 """Persistent worker processes that can be killed in the middle of a case, and replaced.
 
 A case is a call `function(*arguments)` with text arguments. Cases run in parallel over the
-workers; each has its own wall clock, enforced by killing the process. What a kill or a crash
-costs is its own case alone.
+workers; each has its own wall clock, enforced by killing the process. A kill costs its own case
+alone, and its replacement is forked from a process that has imported the function already. A
+case whose worker was killed by somebody else, or crashed, is tried again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import selectors
-import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from headwater.errors import InputError, StageError
+from headwater.verify.processes import (
+    Attempts,
+    Case,
+    End,
+    ForkServer,
+    Worker,
+    WorkerLimits,
+)
 
-_START_SECONDS = 60.0
-_START_TRIES = 5
-_TRIES = 3
-_READ_BYTES = 1 << 16
+__all__ = ["CaseOutcome", "Ending", "WorkerLimits", "WorkerPool"]
+_LONGEST_WAIT_SECONDS = 60.0
 
 
 class Ending(StrEnum):
@@ -54,27 +54,6 @@ class CaseOutcome:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLimits:
-    """What one case may use.
-
-    `sealed` refuses every write, process and socket; files cannot grow in any worker.
-    """
-
-    timeout_seconds: float = 5.0
-    memory_bytes: int = 2 << 30
-    argument_characters: int = 1 << 20
-    sealed: bool = True
-
-
-@dataclass(slots=True)
-class _Case:
-    index: int
-    request: bytes = field(repr=False)
-    tries: int = 0
-    seconds: float = 0.0
-
-
 class WorkerPool:
     """`workers` processes that each call `target` ("module:function"); they start on first use."""
 
@@ -92,25 +71,26 @@ class WorkerPool:
         self._name = name or target
         self._count = workers
         self._limits = limits or WorkerLimits()
-        self._workers: list[_Worker] = []
-        self._failed_starts = 0
+        self._servers: list[ForkServer] = []
+        self._workers: list[Worker] = []
+        self._starts = Attempts()
         self._lock = threading.Lock()
-        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
+        self._finalizer = weakref.finalize(self, _end_all, self._servers, self._workers)
 
     def run(self, calls: Sequence[tuple[str, ...]]) -> list[CaseOutcome]:
         """Return the outcome of `target(*arguments)` for each call, in order."""
         outcomes: list[CaseOutcome | None] = [None] * len(calls)
-        waiting: deque[_Case] = deque()
+        waiting: deque[Case] = deque()
         for index, arguments in enumerate(calls):
             if sum(map(len, arguments)) > self._limits.argument_characters:
                 outcomes[index] = CaseOutcome(Ending.TOO_LONG, 0.0)
             else:
-                waiting.append(_Case(index, json.dumps(arguments).encode() + b"\n"))
+                waiting.append(Case(index, arguments))
         with self._lock:
             try:
                 self._work_off(waiting, outcomes)
             except BaseException:
-                _kill_all(self._workers)
+                _end_all(self._servers, self._workers)
                 raise
         return [outcome for outcome in outcomes if outcome is not None]
 
@@ -121,7 +101,7 @@ class WorkerPool:
         """
         with self._lock:
             if not self._workers:
-                self._workers.append(_Worker(self._target, self._limits))
+                self._workers.append(self._new_worker())
             while not self._workers[0].ready:
                 self._wait(starting_matters=True)
                 self._check_start(0, self._workers[0].read())
@@ -129,14 +109,16 @@ class WorkerPool:
     def close(self) -> None:
         """End every worker; the pool can be used again and would start new ones."""
         with self._lock:
-            _kill_all(self._workers)
+            _end_all(self._servers, self._workers)
 
     def __repr__(self) -> str:
         return f"WorkerPool({self._target!r}, workers={self._count})"
 
-    def _work_off(self, waiting: deque[_Case], outcomes: list[CaseOutcome | None]) -> None:
+    def _work_off(self, waiting: deque[Case], outcomes: list[CaseOutcome | None]) -> None:
+        if self._servers and not self._servers[0].usable:
+            _end_all(self._servers, self._workers)
         while len(self._workers) < min(self._count, len(waiting)):
-            self._workers.append(_Worker(self._target, self._limits))
+            self._workers.append(self._new_worker())
         while waiting or any(worker.case for worker in self._workers):
             for worker in self._workers:
                 if waiting and worker.ready and worker.case is None:
@@ -147,22 +129,21 @@ class WorkerPool:
 
     def _wait(self, starting_matters: bool) -> None:
         """Sleep until a worker has something to say, can take more, or has run out of time."""
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 if worker.case is None and (worker.ready or not starting_matters):
                     continue
-                selector.register(worker.replies, selectors.EVENT_READ)
-                if worker.unsent:
-                    selector.register(worker.requests, selectors.EVENT_WRITE)
+                sends = selectors.EVENT_WRITE if worker.unsent else 0
+                selector.register(worker.connection, selectors.EVENT_READ | sends)
                 deadline = min(deadline, worker.deadline)
             selector.select(max(0.0, deadline - time.monotonic()))
 
     def _attend(
         self,
         place: int,
-        worker: _Worker,
-        waiting: deque[_Case],
+        worker: Worker,
+        waiting: deque[Case],
         outcomes: list[CaseOutcome | None],
     ) -> None:
         """Take what a worker says; replace it where it died or ran out of time."""
@@ -171,29 +152,33 @@ class WorkerPool:
         if not worker.ready:
             self._check_start(place, reply)
             return
-        if worker.case is None:
-            if worker.dead:
-                self._replace(place)
-            return
         case = worker.case
-        if reply is not None:
+        late = case is not None and time.monotonic() >= worker.deadline
+        if case is not None and (reply or worker.dead or late):
             case.seconds += time.monotonic() - worker.since
-            outcomes[case.index] = _outcome(reply, case.seconds)
             worker.case = None
-        elif worker.dead or time.monotonic() >= worker.deadline:
-            out_of_time = not worker.dead or worker.ran_out_of_cpu()
-            case.seconds += time.monotonic() - worker.since
-            if out_of_time:
-                outcomes[case.index] = CaseOutcome(Ending.OUT_OF_TIME, case.seconds)
-            elif case.tries >= _TRIES:
-                outcomes[case.index] = CaseOutcome(Ending.CRASHED, case.seconds)
-            else:
+            outcome = _outcome(reply, case.seconds) if reply else _unfinished(worker, case)
+            short_of_memory = outcome is not None and outcome.ending is Ending.OUT_OF_MEMORY
+            if short_of_memory and worker.sent > 1:
+                outcome = None
+            if outcome is None:
                 waiting.appendleft(case)
+            outcomes[case.index] = outcome
+            if short_of_memory or reply is None:
+                self._replace(place)
+        elif worker.dead:
             self._replace(place)
 
     def _replace(self, place: int) -> None:
         self._workers[place].kill()
-        self._workers[place] = _Worker(self._target, self._limits)
+        self._workers[place] = self._new_worker()
+
+    def _new_worker(self) -> Worker:
+        if self._servers and not self._servers[0].usable:
+            self._servers.pop().close()
+        if not self._servers:
+            self._servers.append(ForkServer(self._target, self._limits))
+        return self._servers[0].fork()
 
     def _check_start(self, place: int, reply: dict[str, Any] | None) -> None:
         worker = self._workers[place]
@@ -204,107 +189,26 @@ class WorkerPool:
             )
         if reply is not None:
             worker.ready = True
-            self._failed_starts = 0
+            worker.server.note_ready()
+            self._starts = Attempts()
         elif worker.dead or time.monotonic() >= worker.deadline:
-            self._failed_starts += 1
-            if self._failed_starts < _START_TRIES:
-                self._replace(place)
-                return
+            self._start_again(place)
+
+    def _start_again(self, place: int) -> None:
+        """Replace a worker that ended or hung while starting, and the server it hung in."""
+        worker = self._workers[place]
+        if self._servers and worker.server is self._servers[0]:
+            self._starts.add(worker.dead and worker.end() is End.OTHERS)
+            if not worker.dead:
+                self._servers.pop().close(at_once=True)
+        if self._starts.exhausted:
             raise StageError(
-                f"a worker for {self._target} ended or hung while starting, "
-                f"{_START_TRIES} times in a row "
-                f"(limits: {_START_SECONDS:g} s, {self._limits.memory_bytes} bytes); "
+                f"workers for {self._target} end or hang while starting "
+                f"({self._starts.crashes} times by themselves, {self._starts.kills} times killed; "
+                f"limit: {self._limits.memory_bytes} bytes of memory); "
                 "import its module by hand to see why, or allow more memory"
             )
-
-
-class _Worker:
-    """One process, the case it has in hand, and the bytes on their way to and from it."""
-
-    def __init__(self, target: str, limits: WorkerLimits) -> None:
-        settings = {
-            "target": target,
-            "memory_bytes": limits.memory_bytes,
-            "timeout_seconds": limits.timeout_seconds,
-            "sealed": limits.sealed,
-        }
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "headwater.verify.worker", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            bufsize=0,
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self.requests = self._process.stdin.fileno()
-        self.replies = self._process.stdout.fileno()
-        os.set_blocking(self.requests, False)
-        os.set_blocking(self.replies, False)
-        self.ready = False
-        self.dead = False
-        self.case: _Case | None = None
-        self.unsent = b""
-        self.since = time.monotonic()
-        self.deadline = self.since + _START_SECONDS
-        self._timeout_seconds = limits.timeout_seconds
-        self._heard = bytearray()
-
-    def send(self, case: _Case) -> None:
-        """Take a case in hand; its clock starts now."""
-        case.tries += 1
-        self.case = case
-        self.unsent = case.request
-        self.since = time.monotonic()
-        self.deadline = self.since + self._timeout_seconds
-        self.push()
-
-    def push(self) -> None:
-        """Write as much of the request as the pipe takes."""
-        while self.unsent and not self.dead:
-            try:
-                written = os.write(self.requests, self.unsent)
-            except BlockingIOError:
-                return
-            except OSError:
-                self.dead = True
-                return
-            self.unsent = self.unsent[written:]
-
-    def read(self) -> dict[str, Any] | None:
-        """Return the next reply, if a whole one has come."""
-        while b"\n" not in self._heard:
-            try:
-                piece = os.read(self.replies, _READ_BYTES)
-            except BlockingIOError:
-                return None
-            if not piece:
-                self.dead = True
-                return None
-            self._heard += piece
-        line, _, rest = bytes(self._heard).partition(b"\n")
-        self._heard = bytearray(rest)
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-    def ran_out_of_cpu(self) -> bool:
-        """Whether the kernel ended the process for its CPU limit."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout=1.0) == -int(signal.SIGXCPU)
-        return False
-
-    def kill(self) -> None:
-        """End the process at once and collect it."""
-        self.dead = True
-        self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self._process.wait()
+        self._replace(place)
 
 
 def _outcome(reply: dict[str, Any], seconds: float) -> CaseOutcome:
@@ -312,10 +216,24 @@ def _outcome(reply: dict[str, Any], seconds: float) -> CaseOutcome:
         limit = Ending.OUT_OF_MEMORY if reply["limit"] == "memory" else Ending.TOO_DEEP
         return CaseOutcome(limit, seconds)
     if "error" in reply:
-        return CaseOutcome(Ending.RAISED, seconds, detail=reply["error"])
-    return CaseOutcome(Ending.RETURNED, seconds, value=reply["value"], detail=reply.get("type", ""))
+        return CaseOutcome(Ending.RAISED, seconds, detail=str(reply["error"]))
+    value, detail = reply.get("value"), str(reply.get("type", ""))
+    return CaseOutcome(Ending.RETURNED, seconds, value=value, detail=detail)
 
 
-def _kill_all(workers: list[_Worker]) -> None:
+def _unfinished(worker: Worker, case: Case) -> CaseOutcome | None:
+    """What becomes of a case whose worker said nothing; None: it is tried again."""
+    if not worker.dead:
+        return CaseOutcome(Ending.OUT_OF_TIME, case.seconds)
+    end = worker.end()
+    if end is End.PROCESSOR_TIME:
+        return CaseOutcome(Ending.OUT_OF_TIME, case.seconds)
+    case.attempts.add(end is End.OTHERS)
+    return CaseOutcome(Ending.CRASHED, case.seconds) if case.attempts.exhausted else None
+
+
+def _end_all(servers: list[ForkServer], workers: list[Worker]) -> None:
     while workers:
         workers.pop().kill()
+    while servers:
+        servers.pop().close()

@@ -26,6 +26,7 @@ from headwater.verify.grading import (
 from headwater.verify.pool import CaseOutcome, Ending, WorkerLimits, WorkerPool
 
 _ALGEBRA = "headwater.verify.algebra:settle"
+_CHEAP_CHARACTERS = 1_000
 _EXAMPLES_TRIED = 3
 _CHOICES = (
     'choose "math", "exact", "reasoning_gym", "python:module:function" or "reward:module:function"'
@@ -140,8 +141,8 @@ class ExactVerifier(Grading):
 class MathVerifier(Grading):
     """Mathematical equality of the extracted answer and the gold answer.
 
-    Text and rational numbers are compared here; what needs algebra goes to killable workers,
-    which start when the first such case comes.
+    Short text and rational numbers are compared here; what is long or needs algebra goes to
+    killable workers, which start when the first such case comes.
     """
 
     def __init__(
@@ -158,11 +159,14 @@ class MathVerifier(Grading):
         open_cases: list[tuple[int, str, str]] = []
         for index, (completion, gold) in enumerate(items):
             since = time.perf_counter()
+            answer = gold_answer(gold)
             extracted = extract_first(completion, self._forms)
             if not extracted:
                 finding = no_answer(extracted, self._forms)
+            elif len(extracted) + len(answer) > _CHEAP_CHARACTERS:
+                finding = _TOO_LONG_FOR_HERE
+                open_cases.append((index, extracted, answer))
             else:
-                answer = gold_answer(gold)
                 finding = compare(extracted, answer)
                 if finding.needs_algebra:
                     open_cases.append((index, extracted, answer))
@@ -176,6 +180,9 @@ class MathVerifier(Grading):
     def close(self) -> None:
         """End the workers."""
         self._pool.close()
+
+
+_TOO_LONG_FOR_HERE = Finding(Verdict.UNPARSEABLE, "too long to compare outside a worker")
 
 
 def _settled(outcome: CaseOutcome) -> Finding:

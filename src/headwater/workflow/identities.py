@@ -55,7 +55,7 @@ def source_files(source: str) -> str | None:
 
 def _module_file(module: str) -> Path | None:
     name, file = "", None
-    places: Sequence[str] | None = [str(Path.cwd()), *sys.path]  # as a verifier's worker looks
+    places: Sequence[str] | None = [*sys.path, str(Path.cwd())]  # as a verifier's worker looks
     for part in module.split("."):
         name = f"{name}.{part}".lstrip(".")
         found = PathFinder.find_spec(name, places)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -258,8 +259,8 @@ def test_what_a_case_started_ends_with_its_worker() -> None:
 
 
 def test_a_module_that_starts_threads_is_imported_by_each_worker(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "threaded_target.py").write_text(
         "import concurrent.futures\n"
         "pool = concurrent.futures.ThreadPoolExecutor(1)\n"
@@ -291,6 +292,21 @@ assert len(before) == 2 and pids() == before
 """
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=30)
+
+
+def test_a_function_in_the_working_folder_is_found_and_shadows_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def same(completion, gold):\n    return completion == gold\n"
+    )
+    (tmp_path / "json.py").write_text("raise ImportError('the wrong json')\n")
+    script = """
+from headwater.verify.verifiers import make_verifier
+with make_verifier("python:mine:same") as verifier:
+    assert verifier.explain("a", "a").verdict == "correct"
+"""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    command = [sys.executable, "-P", "-c", script]
+    subprocess.run(command, env=environment, check=True, timeout=30, cwd=tmp_path)
 
 
 def test_every_worker_has_the_same_hash_seed() -> None:

@@ -93,7 +93,8 @@ class ForkServer:
             "preload": True,
         }
         environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        folders = [*(path or str(Path.cwd()) for path in sys.path), str(Path.cwd())]
+        environment["PYTHONPATH"] = os.pathsep.join(folders)
         environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
         environment["PYTHONHASHSEED"] = "0"
         with theirs:

@@ -13,9 +13,10 @@ TARGET = "grading_targets:act"
 
 @contextmanager
 def misbehaving_pool(
-    workers: int = 1, seconds: float = 5.0, **limits: int | bool
+    workers: int = 1, seconds: float = 5.0, memory_bytes: int = 2 << 30
 ) -> Iterator[WorkerPool]:
-    settings = WorkerLimits(timeout_seconds=seconds, **{"sealed": False, **limits})  # type: ignore[arg-type]
+    """Unsealed workers of `grading_targets.act`; they end with the context."""
+    settings = WorkerLimits(timeout_seconds=seconds, memory_bytes=memory_bytes, sealed=False)
     pool = WorkerPool(TARGET, workers, settings)
     try:
         yield pool

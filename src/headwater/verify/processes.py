@@ -93,8 +93,9 @@ class ForkServer:
             "preload": True,
         }
         environment = dict(os.environ)
-        folders = [*(path or str(Path.cwd()) for path in sys.path), str(Path.cwd())]
-        environment["PYTHONPATH"] = os.pathsep.join(folders)
+        here = str(Path.cwd())  # last: a user's modules lie there, and may shadow nothing
+        paths = [path or here for path in sys.path]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*paths, here]))
         environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
         environment["PYTHONHASHSEED"] = "0"
         with theirs:

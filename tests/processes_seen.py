@@ -1,7 +1,32 @@
-"""Processes as the kernel lists them, for tests about what is left running."""
+"""Pools of misbehaving functions, and their processes as the kernel lists them."""
 
+import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from headwater.verify.pool import WorkerLimits, WorkerPool
+
+TARGET = "grading_targets:act"
+
+
+@contextmanager
+def misbehaving_pool(
+    workers: int = 1, seconds: float = 5.0, memory_bytes: int = 2 << 30
+) -> Iterator[WorkerPool]:
+    """Unsealed workers of `grading_targets.act`; they end with the context."""
+    settings = WorkerLimits(timeout_seconds=seconds, memory_bytes=memory_bytes, sealed=False)
+    pool = WorkerPool(TARGET, workers, settings)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def started_since(before: list[int]) -> list[int]:
+    """Processes that this one has started since."""
+    return [pid for pid in children(os.getpid()) if pid not in before]
 
 
 def children(pid: int) -> list[int]:
@@ -51,7 +76,7 @@ def _state(pid: int) -> tuple[str, int]:
     return after_name[0], int(after_name[1])
 
 
-def _comes_true(holds, within_seconds: float) -> bool:  # type: ignore[no-untyped-def]
+def _comes_true(holds: Callable[[], bool], within_seconds: float) -> bool:
     deadline = time.monotonic() + within_seconds
     while not holds():
         if time.monotonic() > deadline:

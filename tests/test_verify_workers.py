@@ -1,9 +1,8 @@
-"""Workers that are killed, stopped, flooded, or crash; and what is left when their parent ends."""
+"""Workers that are killed, stopped, flooded or crash, and what that costs."""
 
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,27 +14,9 @@ import pytest
 from headwater.types import Verdict
 from headwater.verify.pool import Ending, WorkerLimits, WorkerPool
 from headwater.verify.verifiers import Verifier, make_verifier
-from processes_seen import all_end, children, descendants, runs_with
+from processes_seen import children, misbehaving_pool, started_since
 
-TARGET = "grading_targets:act"
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
-
-pytestmark = LINUX
-
-
-@contextmanager
-def _pool(workers: int = 1, seconds: float = 5.0, **limits: int | bool) -> Iterator[WorkerPool]:
-    settings = WorkerLimits(timeout_seconds=seconds, **{"sealed": False, **limits})  # type: ignore[arg-type]
-    pool = WorkerPool(TARGET, workers, settings)
-    try:
-        yield pool
-    finally:
-        pool.close()
-
-
-def _servers(before: list[int]) -> list[int]:
-    """Processes that this one has started since."""
-    return [pid for pid in children(os.getpid()) if pid not in before]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
 
 # One case each that must not cost the ones around it.
@@ -66,7 +47,7 @@ def _servers(before: list[int]) -> list[int]:
     ],
 )
 def test_one_bad_case_costs_itself_only(command: str, argument: str, ending: Ending) -> None:
-    with _pool(seconds=1.0, memory_bytes=1 << 30) as pool:
+    with misbehaving_pool(seconds=1.0, memory_bytes=1 << 30) as pool:
         before, bad, after = pool.run([("echo", "a"), (command, argument), ("echo", "b")])
     assert bad.ending is ending
     assert (before.value, after.value) == ("a", "b")
@@ -75,13 +56,13 @@ def test_one_bad_case_costs_itself_only(command: str, argument: str, ending: End
 
 def test_a_reply_left_over_is_not_the_next_cases() -> None:
     forged = '{"number": 2, "value": "forged"}\n'
-    with _pool() as pool:
+    with misbehaving_pool() as pool:
         outcomes = pool.run([("echo", "a"), ("say", forged * 3), ("echo", "b"), ("echo", "c")])
     assert [outcome.value for outcome in outcomes[2:]] == ["b", "c"]
 
 
 def test_a_worker_that_speaks_unasked_is_replaced() -> None:
-    with _pool(2) as pool:
+    with misbehaving_pool(2) as pool:
         outcomes = pool.run([("echo", str(i)) for i in range(50)] + [("say", "{}\n")] * 2)
         again = pool.run([("echo", str(i)) for i in range(50)])
     assert [outcome.value for outcome in outcomes[:50]] == [str(i) for i in range(50)]
@@ -90,7 +71,7 @@ def test_a_worker_that_speaks_unasked_is_replaced() -> None:
 
 def test_requests_and_replies_larger_than_any_buffer() -> None:
     texts = ["é" * 300_000, "x" * 60_000, "\ud800\0\n"]
-    with _pool(2) as pool:
+    with misbehaving_pool(2) as pool:
         outcomes = pool.run([("equal", f"{text}={text}") for text in texts] * 3)
         echoed = pool.run([("echo", text) for text in texts[1:]])
     assert all(outcome.value is True for outcome in outcomes)
@@ -99,7 +80,7 @@ def test_requests_and_replies_larger_than_any_buffer() -> None:
 
 def test_processor_time_is_limited_beside_the_clock() -> None:
     """Threads can use it up faster than the clock runs."""
-    with _pool(seconds=30.0) as pool:
+    with misbehaving_pool(seconds=30.0) as pool:
         limit, used_up, after = pool.run([("cpu limit", ""), ("use up", ""), ("echo", "a")])
     assert limit.value in (32, 33)
     assert used_up.ending is Ending.OUT_OF_TIME
@@ -108,7 +89,7 @@ def test_processor_time_is_limited_beside_the_clock() -> None:
 
 
 def test_memory_that_earlier_cases_kept_is_not_held_against_the_next() -> None:
-    with _pool(memory_bytes=400 << 20) as pool:
+    with misbehaving_pool(memory_bytes=400 << 20) as pool:
         outcomes = pool.run([("keep", "200")] * 3 + [("memory", str(200 << 20))])
     assert [outcome.ending for outcome in outcomes] == [Ending.RETURNED] * 4
 
@@ -128,7 +109,7 @@ def test_a_replacement_takes_milliseconds() -> None:
 
 @pytest.mark.parametrize(("command", "argument"), [("die", "3"), ("say", "garbage\n")])
 def test_a_case_that_ends_its_worker_is_tried_three_times(command: str, argument: str) -> None:
-    with _pool() as pool:
+    with misbehaving_pool() as pool:
         (outcome,) = pool.run([("after 0.1 s", f"{command} {argument}")])
     assert outcome.ending is Ending.CRASHED
     assert 0.3 <= outcome.seconds < 1.5
@@ -138,13 +119,13 @@ def test_a_case_whose_worker_others_kill_is_tried_more_often() -> None:
     before = children(os.getpid())
 
     def kill(times: int) -> None:
-        (server,) = _servers(before)
+        (server,) = started_since(before)
         for _ in range(times):
             time.sleep(0.1)
             for worker in children(server):
                 os.kill(worker, signal.SIGKILL)
 
-    with _pool() as pool:
+    with misbehaving_pool() as pool:
         pool.run([("echo", "a")])
         killer = threading.Thread(target=kill, args=(8,))
         killer.start()
@@ -153,149 +134,9 @@ def test_a_case_whose_worker_others_kill_is_tried_more_often() -> None:
     assert outcome.value == "0.5"
 
 
-# Ends and orphans.
-
-
-def _left_by(script: str, *, kill: bool) -> list[int]:
-    """Run a script that prints a line once its pool is at work; end it; return its processes."""
-    code = f"from headwater.verify.pool import *\nimport os, sys, threading, time\n{script}"
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdin is not None
-    assert process.stdout.readline() == "at work\n"
-    time.sleep(0.2)
-    left = descendants(process.pid)
-    if kill:
-        process.kill()
-    process.stdin.close()
-    process.wait(timeout=10)
-    process.stdout.close()
-    return left
-
-
-BUSY = f"""
-pool = WorkerPool({TARGET!r}, 2, WorkerLimits(timeout_seconds=60, sealed=False))
-pool.run([("echo", "a")] * 2)
-threading.Thread(target=pool.run, args=([("loop", "")],), daemon=True).start()
-time.sleep(0.2)
-"""
-
-
-def test_nothing_outlives_a_killed_parent() -> None:
-    left = _left_by(f"{BUSY}print('at work', flush=True)\nsys.stdin.read()", kill=True)
-    assert len(left) == 3
-    assert all_end(left)
-
-
-def test_nothing_outlives_a_killed_parent_whose_sockets_live_on_in_a_fork() -> None:
-    script = f"""{BUSY}
-if os.fork() == 0:
-    os.close(0), os.close(1), os.setsid()
-    time.sleep(5)
-    os._exit(0)
-print('at work', flush=True)
-sys.stdin.read()"""
-    left = _left_by(script, kill=True)
-    assert len(left) == 4
-    assert _ended(left, 3, within_seconds=4.0)
-
-
-def _ended(pids: list[int], count: int, within_seconds: float) -> bool:
-    deadline = time.monotonic() + within_seconds
-    while sum(all_end([pid], 0.0) for pid in pids) < count:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def test_nothing_outlives_a_parent_that_exits_without_closing() -> None:
-    left = _left_by(f"{BUSY}print('at work', flush=True)\nsys.stdin.read()", kill=False)
-    assert len(left) == 3
-    assert all_end(left)
-
-
-def test_workers_end_with_their_fork_server_and_the_batch_goes_on() -> None:
-    before = children(os.getpid())
-    with _pool(2, seconds=30.0) as pool:
-        pool.run([("echo", "a")] * 2)
-        (server,) = _servers(before)
-        workers = children(server)
-        killer = threading.Timer(0.3, os.kill, (server, signal.SIGKILL))
-        killer.start()
-        outcomes = pool.run([("sleep", "0.6")] * 2 + [("echo", "b")] * 20)
-        killer.join()
-        assert all_end([server, *workers])
-    assert [outcome.value for outcome in outcomes] == ["0.6"] * 2 + ["b"] * 20
-
-
-def test_a_stopped_fork_server_is_replaced() -> None:
-    before = children(os.getpid())
-    with _pool(seconds=0.3) as pool:
-        pool.run([("echo", "a")])
-        (server,) = _servers(before)
-        os.kill(server, signal.SIGSTOP)
-        pool._servers[0]._start_seconds = 0.5  # else it is waited for as long as a start may take
-        outcomes = pool.run([("loop", ""), ("echo", "b")])
-    assert outcomes[0].ending is Ending.OUT_OF_TIME
-    assert outcomes[1].value == "b"
-    assert all_end([server])
-
-
-def test_what_a_case_started_ends_with_its_worker() -> None:
-    seconds = f"61.{random.SystemRandom().randrange(10**9)}"
-    with _pool(seconds=0.5, memory_bytes=8 << 30) as pool:
-        (outcome,) = pool.run([("child", seconds)])
-    assert outcome.ending is Ending.OUT_OF_TIME
-    time.sleep(0.1)
-    assert not runs_with(seconds)
-
-
-def test_a_module_that_starts_threads_is_imported_by_each_worker(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "threaded_target.py").write_text(
-        "import concurrent.futures\n"
-        "pool = concurrent.futures.ThreadPoolExecutor(1)\n"
-        "pool.submit(int).result()\n"
-        "def double(text, _):\n"
-        "    return pool.submit(lambda: text + text).result()\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    pool = WorkerPool("threaded_target:double", 2, WorkerLimits(timeout_seconds=5, sealed=False))
-    outcomes = pool.run([("a", "")] * 6)
-    pool.close()
-    assert [outcome.value for outcome in outcomes] == ["aa"] * 6
-
-
-def test_a_forked_copy_of_the_caller_has_workers_of_its_own() -> None:
-    script = f"""
-import os
-from headwater.verify.pool import WorkerLimits, WorkerPool
-pool = WorkerPool({TARGET!r}, 2, WorkerLimits(sealed=False))
-pids = lambda: {{outcome.value for outcome in pool.run([("pid", "0.1")] * 2)}}
-before = pids()
-child = os.fork()
-if child == 0:
-    theirs = pids()
-    pool.close()
-    os._exit(len(theirs) != 2 or bool(theirs & before))
-assert os.waitpid(child, 0)[1] == 0
-assert len(before) == 2 and pids() == before
-"""
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=30)
-
-
 def test_every_worker_has_the_same_hash_seed() -> None:
     """sympy's choices follow the order of its sets."""
-    with _pool() as pool:
+    with misbehaving_pool() as pool:
         assert pool.run([("environment", "PYTHONHASHSEED")])[0].value == "0"
 
 
@@ -320,18 +161,19 @@ def _mixed(count: int) -> list[tuple[str, str]]:
 
 
 MIXED = _mixed(300)
+_KILLS = 10
 
 
 @contextmanager
 def _killer(seed: int, gap_seconds: float, before: list[int]) -> Iterator[list[int]]:
-    """SIGKILL a random worker, now and then its server, at seeded times."""
+    """SIGKILL a random worker, now and then its server, at seeded times, ten in all."""
     rng = random.Random(seed)
     killed: list[int] = []
     done = threading.Event()
 
     def kill() -> None:
-        while not done.wait(rng.uniform(0.2, 1.8) * gap_seconds):
-            servers = _servers(before)
+        while len(killed) < _KILLS and not done.wait(rng.uniform(0.2, 1.8) * gap_seconds):
+            servers = started_since(before)
             workers = [pid for server in servers for pid in children(server)]
             pool = servers if rng.random() < 0.05 else workers
             if pool:
@@ -361,10 +203,10 @@ def _disturbed(
     gap_seconds: float,
     before: list[int],
 ) -> set[tuple[Verdict, ...]]:
-    """All lists of verdicts that came out, over as many batches as it takes for six kills."""
+    """All lists of verdicts that came out, over as many batches as the kills take."""
     found = set()
     with _killer(seed, gap_seconds, before) as killed:
-        while len(killed) < 6:
+        while len(killed) < _KILLS:
             found.add(tuple(verifier.grade(items)))
     return found
 
@@ -403,8 +245,8 @@ def test_short_answers_start_no_worker_and_long_ones_are_never_compared_here() -
     before = children(os.getpid())
     with make_verifier("math") as verifier:
         assert verifier.grade([(r"\boxed{1/2}", "0.5")]) == [Verdict.CORRECT]
-        assert _servers(before) == []
+        assert started_since(before) == []
         long = "+".join(["1"] * 600)
         assert verifier.grade([(rf"\boxed{{{long}}}", "600")]) == [Verdict.CORRECT]
-        assert len(_servers(before)) == 1
+        assert len(started_since(before)) == 1
         assert verifier.explain(r"\boxed{" + "x" * 60_000 + "}", "1").verdict is Verdict.UNPARSEABLE

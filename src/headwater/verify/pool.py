@@ -100,11 +100,15 @@ class WorkerPool:
         Raises InputError naming the target and what importing it said.
         """
         with self._lock:
-            if not self._workers:
-                self._workers.append(self._new_worker())
-            while not self._workers[0].ready:
-                self._wait(starting_matters=True)
-                self._check_start(0, self._workers[0].read())
+            try:
+                if not self._workers:
+                    self._workers.append(self._new_worker())
+                while not self._workers[0].ready:
+                    self._wait(starting_matters=True)
+                    self._check_start(0, self._workers[0].read())
+            except BaseException:
+                _end_all(self._servers, self._workers)
+                raise
 
     def close(self) -> None:
         """End every worker; the pool can be used again and would start new ones."""

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headwater.config.recipe import Compute, Evaluation, ModelSpec
+from headwater.config.evaluation import Evaluation
+from headwater.config.recipe import Compute, ModelSpec
 from headwater.config.stages import (
     DynamicSampling,
     ForwardKL,

@@ -16,7 +16,8 @@ import pyarrow.parquet as parquet
 from pydantic import Field, PositiveInt
 
 from headwater.config.base import Settings
-from headwater.config.recipe import Compute, Evaluation
+from headwater.config.evaluation import Evaluation
+from headwater.config.recipe import Compute
 from headwater.config.stages import Sampling
 from headwater.errors import InputError
 from headwater.evals import statistics

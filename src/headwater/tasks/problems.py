@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 
-from headwater.errors import InputError
+from headwater.errors import InputError, SourceUnavailable
+from headwater.tasks.benchmarks import BENCHMARKS, Benchmark
 from headwater.tasks.rows import read_rows, source_name
 from headwater.tasks.shapes import recognise
 from headwater.types import Label, Problem
@@ -61,9 +62,10 @@ def load_problems(source: str, columns: Mapping[str, str] | None = None) -> Labe
     """Read and check all problems of `source`.
 
     source: a path ending in .jsonl, .jsonl.gz, .json or .parquet; `hf:ID[:CONFIG][:SPLIT]`
-    (a hub dataset, the train split unless named); or `task:NAME?option=value&...` (an
-    embedded task). columns: our field name -> theirs (a dot reaches into records), for
-    sources of none of the shapes known by their column names (`headwater.tasks.shapes`).
+    (a hub dataset, the train split unless named); the name of a benchmark, such as gsm8k
+    (`headwater.tasks.benchmarks`); or `task:NAME?option=value&...` (an embedded task).
+    columns: our field name -> theirs (a dot reaches into records), for sources of none of the
+    shapes known by their column names (`headwater.tasks.shapes`); a benchmark has its own.
 
     Raises InputError naming the row, its value, what was expected and the cure: unreadable or
     unknown sources, missing columns, empty prompts or answers, one id twice (but exact copies
@@ -71,6 +73,8 @@ def load_problems(source: str, columns: Mapping[str, str] | None = None) -> Labe
     """
     if source.startswith("task:"):
         return _load_task(source, columns)
+    if source in BENCHMARKS:
+        return _load_benchmark(BENCHMARKS[source])
     name = source_name(source)
     shape = None
     seen: dict[str, tuple[str, Problem, Label]] = {}
@@ -89,6 +93,17 @@ def load_problems(source: str, columns: Mapping[str, str] | None = None) -> Labe
     return LabelledProblems.of(
         (problem for _, problem, _ in seen.values()), (label for _, _, label in seen.values())
     )
+
+
+def _load_benchmark(benchmark: Benchmark) -> LabelledProblems:
+    try:
+        return load_problems(benchmark.source, benchmark.columns)
+    except SourceUnavailable as error:
+        name = benchmark.name
+        raise SourceUnavailable(
+            f"{name} is a dataset of the hub: {error}, as in --problems {name}=PATH or "
+            f"task.eval: {{{name}: PATH}}"
+        ) from error
 
 
 def _load_task(source: str, columns: Mapping[str, str] | None) -> LabelledProblems:

@@ -465,13 +465,14 @@ def test_saved_models_are_compared(
     out = finished["folder"] / "attempts"
     assert call("eval", *models, *options, "--limit", "5", "--out", out, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["problems"] == 5
-    assert [score["model"] for score in found["scores"]] == [str(model) for model in models]
-    for score in found["scores"]:
-        assert score["avg_at_k"]["mean"] <= score["pass_at_k"]["mean"]
+    (one,) = found["sets"]
+    assert (one["problems"], one["available"]) == (5, 12)
+    assert [score["model"] for score in one["scores"]] == [str(model) for model in models]
+    for score in one["scores"]:
+        assert score["avg_at_k"]["mean"] <= score["pass_at"]["3"]["mean"]
         assert 0 < score["mean_response_tokens"] <= 8
-    assert len(found["differences"]) == 1
-    assert len(list(out.glob("*/attempts.parquet"))) == 2
+    assert len(one["differences"]) == 1
+    assert len(list(out.glob("*/arithmetic/attempts.parquet"))) == 2
 
 
 @pytest.mark.slow

@@ -55,17 +55,16 @@ def candidates(models: Sequence[str], seed: int) -> list[Candidate]:
 
     Raises InputError for one that is given twice or does not exist, and for two of one name.
     """
-    found: list[Candidate] = []
+    named: dict[str, str] = {}
     for model in models:
-        name, source = split_name(model)
-        if name is None or Path(model).is_dir():
-            name, source = model, model
-        if any(one.source == source for one in found):
+        name, source = (None, model) if Path(model).is_dir() else split_name(model)
+        name = name or source
+        if source in named.values():
             raise InputError(f"{source}: given twice; name each model once")
-        if any(one.name == name for one in found):
+        if name in named:
             raise InputError(f"{name}: two models of one name; name them apart: NAME=MODEL")
-        found.append(Candidate(name, source, _key(source, seed), seed))
-    return found
+        named[name] = source
+    return [Candidate(name, source, _key(source, seed), seed) for name, source in named.items()]
 
 
 def slug(name: str) -> str:

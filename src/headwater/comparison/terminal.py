@@ -63,8 +63,8 @@ def in_words(found: Comparison) -> Iterator[str]:
     for model in found.models:
         named = "" if model.name == model.source else f" is {model.source}"
         yield (
-            f"model {model.name}{named}: sha256 {model.sha256[:_HASH_CHARACTERS]}, on {model.device} "
-            f"in {model.precision}, {model.threads} threads, {model.rows} rows"
+            f"model {model.name}{named}: sha256 {model.sha256[:_HASH_CHARACTERS]}, on "
+            f"{model.device} in {model.precision}, {model.threads} threads, {model.rows} rows"
         )
     for one in found.sets:
         named = "" if one.name == one.source else f" is {one.source}"

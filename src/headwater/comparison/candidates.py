@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +22,32 @@ _RECORD = "model.json"
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The files of a model: the sha256 over the hashes of all, and that of each weights' file."""
+
+    sha256: str
+    weights: Mapping[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A model to be evaluated.
 
     name: as tables call it. source: a folder, or the name of a source. key: what it is, as far as
-    is known before it is fetched: the hash of a folder's files, else the source's name, and
-    what that stands for on this disk. seed: draws the weights of tiny models.
+    is known before it is fetched: the hash of a folder's files, else of the source's name and
+    what that stands for on this disk. seed: draws the weights of tiny models. facts: of a folder.
     """
 
     name: str
     source: str
     key: str
     seed: int
+    facts: ModelFacts | None = None
 
     @property
     def folder_name(self) -> str:
         """A folder of its own: by name, and by what it is."""
         return f"{slug(self.name)}-{self.key[:8]}"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """The model that was evaluated: the sha256 over its files in order of their names, and its
-    weights' names, sizes and hashes."""
-
-    sha256: str
-    weights: Mapping[str, str]
 
 
 def candidates(models: Sequence[str], seed: int) -> list[Candidate]:
@@ -64,7 +64,7 @@ def candidates(models: Sequence[str], seed: int) -> list[Candidate]:
         if name in named:
             raise InputError(f"{name}: two models of one name; name them apart: NAME=MODEL")
         named[name] = source
-    return [Candidate(name, source, _key(source, seed), seed) for name, source in named.items()]
+    return [_candidate(name, source, seed) for name, source in named.items()]
 
 
 def slug(name: str) -> str:
@@ -80,8 +80,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", last)[:48].strip("._") or "model"
 
 
-def _key(source: str, seed: int) -> str:
-    """A hash of what a model is. Raises InputError for one that is not to be had."""
+def _candidate(name: str, source: str, seed: int) -> Candidate:
+    """Raises InputError for a model that is not to be had."""
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -89,7 +89,8 @@ def _key(source: str, seed: int) -> str:
                 f"{source} has no config.json; give a Hugging Face folder, such as "
                 "RUN/artifacts/FINGERPRINT/model"
             )
-        return read_facts(path).sha256
+        facts = read_facts(path)
+        return Candidate(name, source, facts.sha256, seed, facts)
     try:
         described = describe_source(source)
     except InputError as error:
@@ -100,7 +101,7 @@ def _key(source: str, seed: int) -> str:
         )
     require_available(source)
     drawn = seed if described.kind is SourceKind.TINY else None
-    return digest([source, source_files(source), drawn])
+    return Candidate(name, source, digest([source, source_files(source), drawn]), seed)
 
 
 def read_facts(folder: Path) -> ModelFacts:
@@ -119,9 +120,8 @@ def fetch(candidate: Candidate, folder: Path) -> tuple[Path, ModelFacts]:
 
     Raises InputError where a source has become another model since `folder` was begun.
     """
-    path = Path(candidate.source)
-    if path.is_dir():
-        facts = read_facts(path)
+    if candidate.facts is not None:
+        path, facts = Path(candidate.source), candidate.facts
     else:
         path = folder / "weights"
         if not path.is_dir():

@@ -185,10 +185,11 @@ def _check_same(out: Path, begun: Any, now: Mapping[str, Any]) -> None:
             "another folder"
         )
     old, new = _flat(begun), _flat(now)
-    both = [key for key in new if not key.startswith("sets.") or key in old]
+    # A set may be new, or left out this time.
+    keys = [key for key in old | new if not key.startswith("sets.") or (key in old and key in new)]
     differing = [
         f"{key} was {old.get(key)} and is {new.get(key)}"
-        for key in dict.fromkeys([*both, *(key for key in old if not key.startswith("sets."))])
+        for key in keys
         if old.get(key) != new.get(key)
     ]
     if differing:

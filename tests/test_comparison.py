@@ -309,8 +309,8 @@ def test_sets_are_named_after_their_source() -> None:
     assert make_settings(problems="gsm8k").problems == {"gsm8k": "gsm8k"}
 
 
-def shown(found: Comparison) -> str:
-    terminal = Console(width=120, color_system=None, record=True, highlight=False)
+def shown(found: Comparison, width: int = 120) -> str:
+    terminal = Console(width=width, color_system=None, record=True, highlight=False)
     with terminal.capture() as captured:
         console.show_comparison(terminal, found)
     return captured.get()
@@ -321,12 +321,16 @@ def test_the_table_says_what_it_holds_for(
 ) -> None:
     text = shown(straight[0])
     assert "sums: 10 problems × 4 attempts" in text
-    for heading in ("avg@4 ± SE", "pass@2", "pass@4", "maj@4", "cut at limit", "by level"):
+    for heading in ("avg@4 ± SE", "pass@2", "pass@4", "maj@4", "cut off", "by level"):
         assert heading in text
     assert "learned − raw" in text
     assert "temperature 1, at most 10 new tokens, prompt bare, verifier exact, seed 0" in text
     assert straight[0].models[0].sha256[:12] in text
     assert capsys.readouterr().err == ""
+    narrow = shown(straight[0], 80)
+    assert "pass@4" in narrow and "pass@2" not in narrow
+    rows = [line for line in narrow.splitlines() if line.startswith(" learned ")]
+    assert all(len(line) <= 80 for line in rows) and len(rows) == 4 + 2  # two pairs
 
 
 def test_the_command_says_how_to_continue(

@@ -16,6 +16,8 @@ from headwater.evals.statistics import Estimate
 from headwater.report.quantities import duration, p_value, percent, points
 
 _HASH_CHARACTERS = 12
+#: Consoles of fewer columns do without pass@k between 1 and k, and without median and longest.
+_WIDE = 100
 
 
 def print_batch(console: Console, batch: BatchDone) -> None:
@@ -34,8 +36,9 @@ def print_comparison(console: Console, found: Comparison) -> None:
     """For each set its scores, how answers ended, levels, subjects and pairs; then the settings."""
     models = [model.name for model in found.models]
     for one in found.sets:
-        console.print(_scores(models, one))
-        console.print(_endings(models, one))
+        wide = console.width >= _WIDE
+        console.print(_scores(models, one, wide=wide))
+        console.print(_endings(models, one, wide=wide))
         levels = [score.levels for score in one.scores]
         subjects = [score.subjects for score in one.scores]
         for what, parts in (("level", levels), ("subject", subjects)):
@@ -81,9 +84,9 @@ def in_words(found: Comparison) -> Iterator[str]:
     yield f"every attempt: {found.out}"
 
 
-def _scores(models: Sequence[str], one: SetComparison) -> Table:
+def _scores(models: Sequence[str], one: SetComparison, *, wide: bool) -> Table:
     k = one.scores[0].attempts
-    draws = [draw for draw in one.scores[0].pass_at if draw > 1]
+    draws = [draw for draw in one.scores[0].pass_at if draw > 1 and (wide or draw == k)]
     several = (*(f"pass@{draw}" for draw in draws), f"maj@{k}") if draws else ()
     table = _table(f"{_title(one)}, in per cent", f"avg@{k} ± SE", "95% interval", *several)
     for model, score in zip(models, one.scores, strict=True):
@@ -95,24 +98,24 @@ def _scores(models: Sequence[str], one: SetComparison) -> Table:
     return table
 
 
-def _endings(models: Sequence[str], one: SetComparison) -> Table:
+def _endings(models: Sequence[str], one: SetComparison, *, wide: bool) -> Table:
     k = one.scores[0].attempts
-    solved = ("solved once", f"all {k} right") if k > 1 else ()
-    tokens = ("mean tokens", "median", "longest")
+    solved = ("any right", "all right") if k > 1 else ()
+    lengths = ("tokens", "median", "longest") if wide else ("tokens",)
     table = _table(
-        f"{one.name}: how the attempts ended",
+        f"{one.name}: problems solved, response tokens, how attempts ended",
         *solved,
-        *tokens,
-        "cut at limit",
+        *lengths,
+        "cut off",
         "no answer",
-        "timeouts",
+        "timeout",
     )
     for model, score in zip(models, one.scores, strict=True):
         cells = [percent(score.solved_once), percent(score.solved_always)] if solved else []
+        cells.append(f"{score.mean_response_tokens:.1f}")
+        if wide:
+            cells += [f"{score.median_response_tokens:g}", str(score.max_response_tokens)]
         cells += [
-            f"{score.mean_response_tokens:.1f}",
-            f"{score.median_response_tokens:g}",
-            str(score.max_response_tokens),
             percent(score.truncated_share),
             percent(score.unparseable_share),
             percent(score.timeout_share),

@@ -65,9 +65,10 @@ def in_words(found: Comparison) -> Iterator[str]:
     )
     for model in found.models:
         named = "" if model.name == model.source else f" is {model.source}"
+        threads = f"{model.threads} thread{'s' if model.threads > 1 else ''}"
         yield (
             f"model {model.name}{named}: sha256 {model.sha256[:_HASH_CHARACTERS]}, on "
-            f"{model.device} in {model.precision}, {model.threads} threads, {model.rows} rows"
+            f"{model.device} in {model.precision}, {threads}, {model.rows} rows at once"
         )
     for one in found.sets:
         named = "" if one.name == one.source else f" is {one.source}"

@@ -175,12 +175,15 @@ def attempt_table(rate: float, salt: int, seeds: tuple[int, ...]) -> AttemptTabl
     draw = rng.random(shape)
     verdicts = np.where(draw < rate_SQ[..., None], "correct", "incorrect").astype(object)
     verdicts[(draw > 0.97) & (verdicts == "incorrect")] = "unparseable"
+    wrong = 1 + (draw * 1000).astype(np.int32) % 3  # one of three wrong answers
+    votes = np.select([verdicts == "correct", verdicts == "unparseable"], [0, -1], wrong)
     return AttemptTable(
         problem_ids=tuple(f"p{index}" for index in range(PROBLEMS)),
         seeds=seeds,
         verdicts=verdicts,
         response_tokens=rng.integers(20, 60, size=shape).astype(np.int32),
         truncated=rng.random(shape) < 0.01,
+        votes=votes.astype(np.int32),
     )
 
 

@@ -16,6 +16,7 @@ from headwater import __version__, api
 from headwater.cli import main
 from headwater.config.loading import parse_yaml
 from headwater.recipes import shipped_recipes
+from headwater.tasks.benchmarks import BENCHMARKS
 
 STUDY = """
 # A study small enough for a test.
@@ -237,25 +238,26 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
 
 
+@pytest.mark.parametrize("far", ["hf:x/AIME_2024:train", "aime24"])
 def test_hub_data_that_cannot_be_reached_is_planned_without(
-    capsys: pytest.CaptureFixture[str], study: Path, no_hub: None
+    capsys: pytest.CaptureFixture[str], study: Path, no_hub: None, far: str
 ) -> None:
     changes = (
         "task.train=hf:some/data",
-        "task.eval.far=hf:x/AIME_2024:train",
+        f"task.eval.far={far}",
         "models.teacher.prepare=[]",
         "models.student.prepare=[]",
     )
     sources = [word for change in changes for word in ("--set", change)]
     plan = planned(capsys, study, *sources)
     (warning,) = plan["warnings"]
-    assert warning.startswith("not read, for want of the hub: hf:x/AIME_2024:train, hf:some/data;")
+    assert warning.startswith(f"not read, for want of the hub: {far}, hf:some/data;")
     assert "Not done: decontamination" in warning
     labels = {s["pool"]: s["spending"]["labels"] for s in plan["stages"] if s["kind"] == "evaluate"}
     assert labels == {"held_out": 8, "far": 8}  # evaluation.problems
     assert plan["training"]["labels"] == 8 + 8 + 8  # two steps of four prompts: labels, 1H, 2H
     (line,) = error_lines(capsys, "run", study, *sources)
-    assert "hf:x/AIME_2024:train needs the package datasets" in line
+    assert f"{BENCHMARKS[far].source if far in BENCHMARKS else far} needs the package" in line
 
 
 @pytest.mark.parametrize("change", ["task.train=nowhere.jsonl", "task.train=hf:a:b:c:d"])
@@ -465,13 +467,14 @@ def test_saved_models_are_compared(
     out = finished["folder"] / "attempts"
     assert call("eval", *models, *options, "--limit", "5", "--out", out, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["problems"] == 5
-    assert [score["model"] for score in found["scores"]] == [str(model) for model in models]
-    for score in found["scores"]:
-        assert score["avg_at_k"]["mean"] <= score["pass_at_k"]["mean"]
+    (one,) = found["sets"]
+    assert (one["problems"], one["available"]) == (5, 12)
+    assert [score["model"] for score in one["scores"]] == [str(model) for model in models]
+    for score in one["scores"]:
+        assert score["avg_at_k"]["mean"] <= score["pass_at"]["3"]["mean"]
         assert 0 < score["mean_response_tokens"] <= 8
-    assert len(found["differences"]) == 1
-    assert len(list(out.glob("*/attempts.parquet"))) == 2
+    assert len(one["differences"]) == 1
+    assert len(list(out.glob("*/arithmetic/attempts.parquet"))) == 2
 
 
 @pytest.mark.slow

@@ -198,3 +198,26 @@ def test_logits_that_are_not_numbers_give_a_token_and_no_number(vocab: int, bad:
     token, logprob = draw_tokens(logits, torch.rand(3), settings, torch.tensor([]).long())
     assert bool((token < vocab).all())
     assert not bool(torch.isfinite(logprob[1]))
+
+
+@pytest.mark.parametrize("vocab", [7, 600])
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.3, None), (0.9, None), (1.0, 5), (0.6, 4)])
+def test_filters_keep_the_likeliest_tokens(vocab: int, top_p: float, top_k: int | None) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = 2 * torch.randn(32, vocab, generator=generator)
+    uniforms = torch.rand(32, generator=generator)
+    settings = SamplerSettings(0.8, 1, (), vocab, top_p=top_p, top_k=top_k)
+    token, logprob = draw_tokens(logits.clone(), uniforms, settings, torch.tensor([]).long())
+    for row in range(32):
+        mass = torch.softmax(logits[row].double() / 0.8, 0)
+        order = mass.argsort(descending=True).tolist()[: top_k or vocab]
+        kept, reached = [], 0.0
+        whole = float(mass[order].sum())
+        for one in order:  # the fewest that reach top_p of what top_k leaves
+            kept.append(one)
+            reached += float(mass[one]) / whole
+            if reached >= top_p:
+                break
+        assert int(token[row]) in kept
+        expected = torch.log(mass[token[row]] / mass[kept].sum())
+        torch.testing.assert_close(logprob[row].double(), expected, rtol=1e-4, atol=1e-4)

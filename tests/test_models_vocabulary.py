@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from headwater.config.recipe import Compute, Evaluation
+from headwater.config.evaluation import Evaluation
+from headwater.config.recipe import Compute
 from headwater.config.stages import Sampling
 from headwater.models.loading import load_model
 from headwater.models.saving import save_model

@@ -301,3 +301,18 @@ def test_stage_fingerprints_are_listed(run_dir: Path, outline: Outline) -> None:
     text = " ".join(outline.text)
     assert all(fingerprint(key, seed) in text for key in STAGES for seed in (0, 1))
     assert json.loads((run_dir / "results.json").read_text())["stages"]
+
+
+def test_the_majority_is_shown_where_it_is_known(run_dir: Path, tmp_path: Path) -> None:
+    results = read_results(run_dir)
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    heading = '<th class="number">most frequent answer right</th>'
+    assert page.count(heading) == len(results.eval_sets())
+    make_run(tmp_path, seeds=(0,))
+    rows = read_results(tmp_path).rows
+    older = [row.model_copy(update={"maj_at_k": None}) for row in rows[1:]]
+    mixed = read_results(tmp_path).model_copy(update={"rows": (rows[0], *older)})
+    write_results(mixed, tmp_path)
+    page = build_page(tmp_path).read_text(encoding="utf-8")
+    assert page.count(heading) == 1
+    assert page.count('data-name="most frequent answer right">–</td>') == len(older)

@@ -22,6 +22,25 @@ from headwater.types import AttemptTable
 from run_folder import ARMS, attempt_table, built_results, make_run, run_record
 
 
+def majority_right(table: AttemptTable) -> float:
+    """How often answer 0, the right one, is the most frequent; ties count by their number."""
+    assert table.votes is not None
+    scores = []
+    for votes_A in table.votes.reshape(-1, table.votes.shape[2]).tolist():
+        counts = [votes_A.count(answer) for answer in range(4)]
+        tied = counts.count(max(counts))
+        scores.append(1.0 / tied if counts[0] == max(counts) > 0 else 0.0)
+    return sum(scores) / len(scores)
+
+
+def test_evaluations_older_than_votes_have_no_majority() -> None:
+    run = run_record((0,), ("arithmetic",))
+    first, *others = run.evaluations
+    older = replace(first, table=replace(first.table, votes=None))
+    rows = build_results(replace(run, evaluations=(older, *others))).rows
+    assert rows[0].maj_at_k is None and rows[1].maj_at_k is not None
+
+
 def test_rows_equal_the_statistics_of_their_tables() -> None:
     run = run_record((0, 1), ("arithmetic",))
     results = built_results((0, 1), ("arithmetic",))
@@ -34,6 +53,7 @@ def test_rows_equal_the_statistics_of_their_tables() -> None:
         assert row.per_seed == tuple(table.correct[s].mean() for s in range(2))
         assert row.unparseable_share == (table.verdicts == "unparseable").mean()
         assert row.pass_at_k == table.correct.any(axis=2).mean()
+        assert row.maj_at_k == pytest.approx(majority_right(table))
         assert (row.problems, row.attempts) == (120, 8)
 
 

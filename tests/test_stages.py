@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headwater.config.recipe import Compute, Evaluation, ModelSpec
+from headwater.config.evaluation import Evaluation
+from headwater.config.recipe import Compute, ModelSpec
 from headwater.config.stages import (
     DynamicSampling,
     ForwardKL,
@@ -537,7 +538,9 @@ def test_bfloat16_publishes_its_float32_masters(tmp_path: Path, student: Path) -
 
 def test_evaluation_grades_every_attempt_on_its_own_account(tmp_path: Path, student: Path) -> None:
     config = Evaluation(attempts=3, batch_prompts=4)
-    run = Run(make_job("evaluate", config, tmp_path, model_dir=student), labels=True).start()
+    options = {"verifier": "exact"}
+    job = make_job("evaluate", config, tmp_path, model_dir=student, options=options)
+    run = Run(job, labels=True).start()
     rows = pq.read_table(run.job.output_dir / "attempts.parquet").to_pylist()
     expected = [(p.id, attempt) for p in problems().problems for attempt in range(3)]
     assert [(row["problem_id"], row["attempt"]) for row in rows] == expected

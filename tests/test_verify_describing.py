@@ -16,7 +16,7 @@ from headwater.verify.verifiers import make_verifier
     ("answer", "words"),
     [
         ("1,000", "1000: a number"),
-        (r"\dfrac{1}{3}x^2", "(1 * 1/3) * (x ^ 2): an expression"),
+        (r"\dfrac{1}{3}x^2", "(1/3) * (x ^ 2): an expression"),
         (r"x = 5 \text{ cm}", "x = 5 cm: a value under a name"),
         (r"[0, 1) \cup \{3\}", "[0, 1) U {3}: a union of sets"),
         ("(0, 1)", "(0, 1): a tuple, point or interval"),

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from headwater.errors import InputError
 
 if TYPE_CHECKING:
-    from headwater.comparison import Comparison, EvaluationSettings, OnBatch
+    from headwater.comparison.compare import OnBatch
+    from headwater.comparison.record import Comparison
+    from headwater.comparison.settings import EvaluationSettings
     from headwater.config.recipe import Recipe
     from headwater.doctor import Check
     from headwater.errors import BudgetExhausted
@@ -194,33 +196,39 @@ def plan(
 def evaluate(
     models: Sequence[str],
     settings: EvaluationSettings,
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
     on_batch: OnBatch | None = None,
 ) -> Comparison:
-    """avg@k, pass@k and maj@k of models, and the paired difference of every two.
+    """avg@k, pass@k and maj@k of models on sets of problems, and the difference of every two.
 
-    models: folders, or sources such as hf:ID. out: keeps every attempt there. on_batch: told
-    (model, batches done, batches in all). Raises InputError before anything is sampled.
+    models: folders, or sources such as hf:ID. out: where every attempt is kept, by default
+    runs/eval/MODEL-SET-HASH; the same call continues or reads back what is there. on_batch: told
+    after each batch. Raises InputError before anything is sampled, Interrupted after Ctrl-C.
     """
-    from headwater.comparison import compare_models
+    from headwater.comparison.compare import compare_models
 
-    return compare_models(models, settings, out, on_batch=on_batch)
+    return compare_models(models, settings, None if out is None else Path(out), on_batch=on_batch)
 
 
 def evaluation_settings(**values: Any) -> EvaluationSettings:
     """Settings of `evaluate` from plain values. Raises InputError listing what is wrong."""
     from pydantic import ValidationError
 
-    from headwater.comparison import EvaluationSettings
+    from headwater.comparison.settings import EvaluationSettings
 
     try:
         return EvaluationSettings.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()
-        ]
-        raise InputError("\n".join(lines)) from None
+        raise InputError("\n".join(_setting_problem(one) for one in error.errors())) from None
+
+
+def _setting_problem(problem: Mapping[str, Any]) -> str:
+    """A line; what a validator of ours says stands for itself."""
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return str(message)
+    return f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {message}"
 
 
 def report(run_dir: str | Path) -> RunReport:
@@ -276,7 +284,7 @@ def verify(
 
 def named_sources(given: Sequence[str]) -> dict[str, str]:
     """`NAME=SOURCE` or `SOURCE` as name -> source. Raises InputError for a name given twice."""
-    from headwater.tasks.contamination_check import named_sources as read
+    from headwater.tasks.named_sources import named_sources as read
 
     return read(given)
 

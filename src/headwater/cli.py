@@ -157,30 +157,53 @@ def plan(
 @app.command("eval")
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Model folders, or sources as hf:ID.")
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Model folders or sources as hf:ID; NAME=MODEL."),
     ],
     problems: Annotated[
-        str, typer.Option(help="A file, a hub dataset (hf:NAME) or task:arithmetic.")
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help="gsm8k, math500, aime24, aime25, amc23, a file, hf:NAME or task:arithmetic; "
+            "repeatable, NAME=SOURCE names it.",
+        ),
     ],
     attempts: Annotated[int, typer.Option(help="Attempts at each problem (k).")] = 16,
     verifier: VerifierOption = "math",
     prompt: Annotated[str, typer.Option(help="boxed, hash, answer_is or bare.")] = "boxed",
     limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Only the likeliest, of this mass.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Only the K likeliest tokens.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Keep the attempts in this folder.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    rows: Annotated[
+        int | None, typer.Option(help="Responses decoded at once; fewer need less memory.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of every attempt; default runs/eval/MODEL-SET-HASH."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure avg@k, pass@k and maj@k; compare several models problem by problem."""
+    """Measure avg@k, pass@k, maj@k; compare models. The same command again continues."""
     settings = api.evaluation_settings(
         problems=problems,
         attempts=attempts,
         verifier=verifier,
         prompt=prompt,
         limit=limit,
-        sampling={"temperature": temperature, "max_new_tokens": max_new_tokens},
+        sampling={
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "max_new_tokens": max_new_tokens,
+        },
         seed=seed,
+        compute={"device": device, "precision": precision},
+        rows=rows,
     )
     on_batch = None if as_json else console.show_batch
     result = api.evaluate(models, settings, out, on_batch=on_batch)

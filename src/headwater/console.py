@@ -16,8 +16,8 @@ from headwater.api import Diagnosis, RecipeListing, RunReport, VerifiedCases
 from headwater.types import Verdict
 
 if TYPE_CHECKING:
-    from headwater.comparison import Comparison
-    from headwater.evals.statistics import Estimate
+    from headwater.comparison.compare import BatchDone
+    from headwater.comparison.record import Comparison
     from headwater.ledger.spending import Spending
     from headwater.tasks.contamination_check import ContaminationCheck
     from headwater.workflow.estimate import Plan
@@ -172,36 +172,29 @@ def _planned_amounts(spending: Spending, names: Iterable[str]) -> list[str]:
     return [spent(name, amounts[name]) for name in names]
 
 
-def show_batch(model: str, done: int, total: int) -> None:
+def show_batch(batch: BatchDone) -> None:
     """How far an evaluation is, on stderr."""
-    Console(stderr=True, highlight=False).print(Text(f"{model}: batch {done} of {total}"))
+    from headwater.comparison.terminal import print_batch
+
+    print_batch(_stderr(), batch)
 
 
 def show_comparison(console: Console, result: Comparison) -> None:
-    """Scores of each model, then every pair."""
-    from headwater.report.quantities import p_value, percent, points
+    """Tables of every set and the settings; on stderr how much of it was finished before."""
+    from headwater.comparison.terminal import print_comparison
 
-    k = result.settings.attempts
+    print_comparison(console, result)
+    if result.read_back:
+        _stderr().print(
+            Text(
+                f"{result.read_back} of {result.evaluations} evaluations were finished already and "
+                f"read back from {result.out}; give another --out to make them anew"
+            )
+        )
 
-    def score(estimate: Estimate) -> str:
-        interval = f"{estimate.low * 100:.1f} to {estimate.high * 100:.1f}"
-        return f"{percent(estimate.mean)} ({interval})"
 
-    scores = _table("model", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens", "truncated")
-    scores.title = f"{result.problems} problems x {k} attempts; 95% intervals over problems"
-    for one in result.scores:
-        rates = (score(one.avg_at_k), score(one.pass_at_k), score(one.maj_at_k))
-        tokens, truncated = f"{one.mean_response_tokens:.0f}", percent(one.truncated_share)
-        scores.add_row(Text(one.model), *rates, tokens, truncated)
-    console.print(scores)
-    if result.differences:
-        pairs = _table("difference in avg@k, points", "", "95% interval", "p (Holm)")
-        for pair in result.differences:
-            found = pair.difference
-            interval = f"{points(found.low)} to {points(found.high)}"
-            names = Text(f"{pair.first} - {pair.second}")
-            pairs.add_row(names, points(found.mean), interval, p_value(pair.p_value_corrected))
-        console.print(pairs)
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show_verified(console: Console, result: VerifiedCases) -> None:

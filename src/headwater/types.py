@@ -132,13 +132,18 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class AttemptTable:
-    """Verdicts of an evaluation. `correct` bool [S, Q, A]; `response_tokens` int [S, Q, A]."""
+    """Verdicts of an evaluation. `correct` bool [S, Q, A]; `response_tokens` int [S, Q, A].
+
+    votes: for each attempt the number of the first one at its problem that answered the same,
+    -1 for no answer; None where the evaluation is older than votes.
+    """
 
     problem_ids: tuple[str, ...]
     seeds: tuple[int, ...]
     verdicts: np.ndarray  # object/str array [S, Q, A] of Verdict values
     response_tokens: np.ndarray  # int32 [S, Q, A]
     truncated: np.ndarray  # bool [S, Q, A]
+    votes: np.ndarray | None = None  # int32 [S, Q, A]
 
     @property
     def correct(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from pydantic import (
 from headwater.config.arms import Arm, Chain, ChainItem, Name
 from headwater.config.base import Settings
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
+from headwater.config.evaluation import Evaluation
 from headwater.config.explain import explain
 from headwater.config.paper import expand
 from headwater.config.stages import (
@@ -134,15 +135,6 @@ class Budget(Settings):
     def limits(self) -> dict[str, float]:
         """Only the limits that are set."""
         return {k: float(v) for k, v in self.model_dump().items() if v is not None}
-
-
-class Evaluation(Settings):
-    """avg@k on every evaluation set; `problems` caps each set (the first n by seeded order)."""
-
-    attempts: PositiveInt = 16
-    problems: PositiveInt | None = None
-    sampling: Sampling | None = None
-    batch_prompts: PositiveInt = 64
 
 
 class Diagnostics(Settings):

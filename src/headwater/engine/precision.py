@@ -44,6 +44,11 @@ def resolve_dtype(compute: Compute, device: torch.device, hidden_size: int) -> t
     return torch.bfloat16 if fast else torch.float32
 
 
+def settle_threads(threads: int | None) -> int:
+    """torch's thread count, first fixed where a number is asked for."""
+    return torch.get_num_threads() if threads is None else set_threads(threads)
+
+
 def _cpuinfo() -> str:
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from headwater.config.recipe import Evaluation
+from headwater.config.evaluation import Evaluation
 from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.precision import resolve_device, resolve_dtype
+from headwater.evals.answers import answer_of, votes_of
+from headwater.evals.batches import FinishedBatches, write_table
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
+from headwater.rollout.sampler import MAX_ROWS
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import RolloutBatch, RolloutSource
 from headwater.types import FinishReason, Problem, Verdict
 
+ATTEMPTS_FILE = "attempts.parquet"
 _SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
         ("attempt", pa.int32()),
         ("verdict", pa.string()),
+        ("answer", pa.string()),
+        ("vote", pa.int32()),
         ("response_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("prompt", pa.string()),
@@ -37,24 +43,33 @@ _SCHEMA = pa.schema(
 def run(job: StageJob, context: StageContext) -> None:
     """Write attempts.parquet: one row per problem and attempt, in the problems' order.
 
-    Columns problem_id, attempt, verdict, response_tokens, truncated, prompt, response, level,
-    subject. An interrupted evaluation begins again; its samples are the same.
+    Columns problem_id, attempt, verdict, answer (what was found in the response, null if
+    nothing), vote (the first attempt that answered the same, null without answer),
+    response_tokens, truncated, prompt, response, level, subject. Finished batches are kept: an
+    interrupted evaluation goes on after the last of them.
+
+    `options`: `verifier`, the verifier's name; `max_rows`, the most responses that are decoded at
+    once.
     """
     keep_freed_memory()
     reset_peak_memory()
     config = job.config
     assert isinstance(config, Evaluation) and job.model_dir is not None
     assert context.vault is not None
-    context.account.rewind(0)
+    finished = FinishedBatches(job.checkpoint_dir)
+    progress = finished.load(job.problems, config.attempts)
+    context.account.rewind(progress.ledger_position)
     device = resolve_device(job.compute)
     dtype = resolve_dtype(job.compute, device, hidden_size(job.model_dir))
     tokenizer = load_tokenizer(job.model_dir)
     model = FrozenModel.load(job.model_dir, device, dtype, usable_vocabulary(tokenizer))
-    source = RolloutSource(job, model.model, tokenizer, config.sampling)
-    metrics = MetricsLog(job.output_dir / "metrics.jsonl")
-    rows: list[dict[str, Any]] = []
-    starts = range(0, len(job.problems), config.batch_prompts)
-    for step, start in enumerate(starts):
+    max_rows = job.options.get("max_rows", MAX_ROWS)
+    source = RolloutSource(job, model.model, tokenizer, config.sampling, max_rows=max_rows)
+    tables = list(progress.tables)
+    metrics = MetricsLog(job.output_dir / "metrics.jsonl", len(tables), progress.seconds)
+    started = time.perf_counter() - progress.seconds
+    starts = range(progress.problems, len(job.problems), config.batch_prompts)
+    for step, start in enumerate(starts, start=len(tables)):
         began = time.perf_counter()
         problems = job.problems[start : start + config.batch_prompts]
         batch = RolloutBatch(tuple(source.draw(problems, config.attempts, 0)))
@@ -62,7 +77,9 @@ def run(job: StageJob, context: StageContext) -> None:
         ids = [problem.id for problem in problems for _ in range(config.attempts)]
         grades = context.vault.grade(context.account, list(zip(ids, texts, strict=True)))
         verdicts = [grade.verdict for grade in grades]
-        rows += _rows(problems, config.attempts, batch, texts, verdicts)
+        rows = _rows(problems, config.attempts, batch, texts, verdicts)
+        _add_answers(rows, config.attempts, job.options["verifier"])
+        tables.append(pa.Table.from_pylist(rows, schema=_SCHEMA))
         tokens = int(batch.lengths_N.sum())
         seconds = time.perf_counter() - began
         context.account.charge(
@@ -71,6 +88,8 @@ def run(job: StageJob, context: StageContext) -> None:
             flops=2.0 * model.parameters * tokens,
             seconds=seconds,
         )
+        spent = time.perf_counter() - started
+        finished.add(step, tables[-1], context.account.position(), spent)
         correct = sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts)
         values = batch.shape_metrics() | {
             "pass_rate": correct,
@@ -78,22 +97,27 @@ def run(job: StageJob, context: StageContext) -> None:
         }
         metrics.write(step, values)
         context.report_progress(
-            {"stage": job.fingerprint, "kind": job.kind, "step": step + 1, "total": len(starts)}
+            {
+                "stage": job.fingerprint,
+                "kind": job.kind,
+                "step": step + 1,
+                "total": len(progress.tables) + len(starts),
+                "problems_done": start + len(problems),
+            }
             | values
         )
         context.raise_if_stopped()
     metrics.close()
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-    pq.write_table(table, job.output_dir / "attempts.parquet")
+    write_table(pa.concat_tables(tables), job.output_dir / ATTEMPTS_FILE)
     context.account.observe_peak_memory(peak_memory_bytes())
 
 
 def _rows(
-    problems: tuple[Problem, ...],
+    problems: Sequence[Problem],
     attempts: int,
     batch: RolloutBatch,
-    texts: list[str],
-    verdicts: list[Verdict],
+    texts: Sequence[str],
+    verdicts: Sequence[Verdict],
 ) -> list[dict[str, Any]]:
     rows = []
     for n, rollout in enumerate(batch.rollouts):
@@ -112,3 +136,12 @@ def _rows(
             }
         )
     return rows
+
+
+def _add_answers(rows: list[dict[str, Any]], attempts: int, verifier: str) -> None:
+    """Fill in `answer` and `vote` of rows in the order of problems and attempts."""
+    for start in range(0, len(rows), attempts):
+        rows_A = rows[start : start + attempts]
+        answers_A = [answer_of(row["response"], verifier) for row in rows_A]
+        for row, answer, vote in zip(rows_A, answers_A, votes_of(answers_A, verifier), strict=True):
+            row["answer"], row["vote"] = answer, vote

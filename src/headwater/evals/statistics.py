@@ -37,7 +37,8 @@ from headwater.evals.variance import (
     t_quantile,
 )
 
-Answers = Sequence[Sequence[str | None]]  # [Q][A]
+Answer = str | int | None  # as given, or which attempt first gave it
+Answers = Sequence[Sequence[Answer]]  # [Q][A]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +162,14 @@ def maj_at_k(
             f"{np.shape(correct)}; give one answer (or None) for each verdict"
         )
     score = [
-        [_majority_score(row, right) for row, right in zip(answers_QA, correct_QA, strict=True)]
+        [majority_score(row, right) for row, right in zip(answers_QA, correct_QA, strict=True)]
         for answers_QA, correct_QA in zip(answers_SQA, correct_SQA, strict=True)
     ]
     return estimate(np.array(score), seed=seed)
 
 
-def _majority_score(answers_A: Sequence[str | None], correct_A: np.ndarray) -> float:
+def majority_score(answers_A: Sequence[Answer], correct_A: np.ndarray) -> float:
+    """Probability that the most frequent answer to one problem is right; see `maj_at_k`."""
     votes = Counter(answer for answer in answers_A if answer is not None)
     if not votes:
         return 0.0

@@ -11,6 +11,8 @@ import numpy as np
 from headwater import __version__
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
 from headwater.evals import statistics
+from headwater.evals.answers import ballots
+from headwater.evals.statistics import majority_score
 from headwater.report.comparing import ArmEvaluation, Tables, compare, gains_of, judge, map_of
 from headwater.report.results import (
     DynamicsRow,
@@ -93,6 +95,7 @@ def _row(evaluation: ArmEvaluation) -> Row:
         interval=(found.low, found.high),
         per_seed=found.seed_means,
         pass_at_k=float(table.correct.any(axis=2).mean()),
+        maj_at_k=_majority_right(table),
         truncated_share=float(np.mean(table.truncated)),
         unparseable_share=_share_of(table, Verdict.UNPARSEABLE),
         timeout_share=_share_of(table, Verdict.TIMEOUT),
@@ -103,6 +106,17 @@ def _row(evaluation: ArmEvaluation) -> Row:
         stages=evaluation.stages,
         evaluations=evaluation.evaluations,
     )
+
+
+def _majority_right(table: AttemptTable) -> float | None:
+    if table.votes is None:
+        return None
+    scores = [
+        majority_score(votes_A, correct_A)
+        for votes_QA, correct_QA in zip(table.votes, table.correct, strict=True)
+        for votes_A, correct_A in zip(ballots(votes_QA), correct_QA, strict=True)
+    ]
+    return float(np.mean(scores))
 
 
 def _share_of(table: AttemptTable, verdict: Verdict) -> float:

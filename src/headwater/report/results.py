@@ -47,7 +47,8 @@ class Row(_Record):
     standard_error is over problems (None for a single problem); interval is the 95 % interval
     over problems and, with several seeds, seeds. `spent` is what the arm used for one seed
     (the mean over seeds), shared stages included; `spent_after_bases` leaves out what made the
-    bases. `stages` and `evaluations` are artifact fingerprints.
+    bases. `stages` and `evaluations` are artifact fingerprints. maj_at_k: how often the most
+    frequent answer is right, a tie drawn by lot; None for evaluations older than votes.
     """
 
     arm: str
@@ -70,6 +71,7 @@ class Row(_Record):
     stages: tuple[Fingerprint, ...]
     evaluations: tuple[Fingerprint, ...] = ()
     spent_after_bases: Spent = Field(default_factory=dict)
+    maj_at_k: Share | None = None
 
 
 class DifferenceRow(_Record):

@@ -31,6 +31,8 @@ _DROP_SHARE = 0.15
 _SEGMENT_TOKENS = 256
 #: Prompt tokens that are prefilled at once.
 _PREFILL_TOKENS = 16384
+#: Rows that decode at once unless the caller says otherwise.
+MAX_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,18 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class SamplerSettings:
-    """temperature > 0; `end_ids` end a response and belong to it; `vocab_size` cuts padding
-    tokens off; `forbid_end` keeps sampling to the limit (benchmarks)."""
+    """temperature 0 takes the likeliest token; `end_ids` end a response and belong to it;
+    `vocab_size` cuts padding tokens off; `forbid_end` keeps sampling to the limit (benchmarks);
+    `top_p` and `top_k` keep the likeliest tokens alone (evaluation: they bias importance ratios).
+    """
 
     temperature: float
     max_new_tokens: int
     end_ids: tuple[int, ...]
     vocab_size: int
     forbid_end: bool = False
+    top_p: float = 1.0
+    top_k: int | None = None
 
 
 class Sampler(Protocol):
@@ -65,7 +71,7 @@ class InProcessSampler:
     """Samples from a transformers model loaded with headwater's attention."""
 
     def __init__(
-        self, model: PreTrainedModel, settings: SamplerSettings, *, max_rows: int = 512
+        self, model: PreTrainedModel, settings: SamplerSettings, *, max_rows: int = MAX_ROWS
     ) -> None:
         self._model = model
         self._settings = settings
@@ -226,12 +232,18 @@ def draw_tokens(
     """Inverse-CDF draw: the first token whose cumulative probability exceeds u.
 
     logits_BV is overwritten. Returns tokens int64 [B] and their log-probabilities at the
-    sampling temperature, [B].
+    sampling temperature, among the tokens that top_k and top_p keep, [B]; at temperature 0 the
+    likeliest token is certain.
     """
-    if settings.temperature != 1.0:
-        logits_BV.div_(settings.temperature)
     if settings.forbid_end:
         logits_BV[:, ends] = -torch.inf
+    if settings.temperature == 0.0:
+        token = logits_BV.argmax(-1)
+        return token, torch.zeros_like(token, dtype=logits_BV.dtype)
+    if settings.temperature != 1.0:
+        logits_BV.div_(settings.temperature)
+    if settings.top_k is not None or settings.top_p < 1.0:
+        keep_likeliest(logits_BV, settings.top_p, settings.top_k)
     mass = logits_BV.sub_(logits_BV.amax(-1, keepdim=True)).exp_()
     sums = _segment_sums(mass)
     cumulative = sums.cumsum(-1)
@@ -248,6 +260,21 @@ def draw_tokens(
         token.clamp_max_(mass.shape[1] - 1)
     logprobs = mass.gather(1, token).log_().sub_(total.log())
     return token[:, 0], logprobs[:, 0]
+
+
+def keep_likeliest(logits_BV: torch.Tensor, top_p: float, top_k: int | None) -> None:
+    """Set the logits of all other tokens to -inf, in place: first all but the `top_k` likeliest,
+    then all but the fewest of these that together have probability `top_p` or more. Tokens as
+    likely as the last one kept stay."""
+    if top_k is not None and top_k < logits_BV.shape[1]:
+        least = logits_BV.topk(top_k, -1).values[:, -1:]
+        logits_BV.masked_fill_(logits_BV < least, -torch.inf)
+    if top_p < 1.0:
+        falling = logits_BV.sort(-1, descending=True).values
+        mass = falling.float().softmax(-1)
+        kept = mass.cumsum(-1) - mass < top_p  # what comes before has not reached it
+        least = falling.gather(1, kept.sum(-1, keepdim=True) - 1)
+        logits_BV.masked_fill_(logits_BV < least, -torch.inf)
 
 
 def _segment_sums(mass_BV: torch.Tensor) -> torch.Tensor:

@@ -12,12 +12,18 @@ import pyarrow as pa
 import torch
 
 from headwater import seeding
+from headwater.config.evaluation import EvaluationSampling
 from headwater.config.stages import Sampling
 from headwater.engine.packing import PackedGroup
 from headwater.losses.grpo import token_weights
 from headwater.models.end_tokens import end_token_ids
 from headwater.models.vocabulary import usable_vocabulary
-from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
+from headwater.rollout.sampler import (
+    MAX_ROWS,
+    InProcessSampler,
+    SampleRequest,
+    SamplerSettings,
+)
 from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
 from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
@@ -75,16 +81,21 @@ class RolloutSource:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling | None,
+        *,
+        max_rows: int = MAX_ROWS,
     ) -> None:
         self._job, self._tokenizer = job, tokenizer
         self.sampling = sampling or job.sampling
+        drawn = EvaluationSampling.model_validate(self.sampling.model_dump())
         settings = SamplerSettings(
-            temperature=self.sampling.temperature,
-            max_new_tokens=self.sampling.max_new_tokens,
+            temperature=drawn.temperature,
+            max_new_tokens=drawn.max_new_tokens,
             end_ids=end_token_ids(model, tokenizer),
             vocab_size=usable_vocabulary(tokenizer),
+            top_p=drawn.top_p,
+            top_k=drawn.top_k,
         )
-        self._sampler = InProcessSampler(model, settings)
+        self._sampler = InProcessSampler(model, settings, max_rows=max_rows)
         self._prompts: dict[str, tuple[int, ...]] = {}
 
     def draw(self, problems: Sequence[Problem], group_size: int, step: int) -> list[RolloutGroup]:

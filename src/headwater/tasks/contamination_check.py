@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from headwater.errors import InputError
 from headwater.tasks.contamination import NEAR_SHARE, NGRAM_WORDS, Match, find_matches
 from headwater.tasks.problems import is_generated, load_problems
-from headwater.tasks.rows import source_name
 
 _COLUMNS = ("kind", "share", "train_id", "eval_set", "eval_id", "train_text", "eval_text")
 
@@ -112,20 +111,3 @@ def check_contamination(
             for m in sorted(matches, key=lambda m: (m.eval_set, -m.share))
         ),
     )
-
-
-def named_sources(given: Sequence[str]) -> dict[str, str]:
-    """`NAME=SOURCE` or `SOURCE` as name -> source; a source alone is called by its short name.
-
-    Raises InputError for a name given twice.
-    """
-    named: dict[str, str] = {}
-    for text in given:
-        name, equals, source = text.partition("=")
-        if not equals or not name.replace("-", "_").isidentifier():
-            name, source = source_name(text.partition("?")[0].rpartition(":")[2]), text
-            name = source_name(text) if text.startswith("hf:") else name
-        if name in named:
-            raise InputError(f"--eval {text}: {name!r} is given twice; name it, as in OTHER={text}")
-        named[name] = source
-    return named

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, field, replace
 
-from headwater.errors import InputError
+from headwater.errors import InputError, SourceUnavailable
+from headwater.tasks.benchmarks import BENCHMARKS, Benchmark
 from headwater.tasks.rows import read_rows, source_name
 from headwater.tasks.shapes import recognise
 from headwater.types import Label, Problem
@@ -63,11 +64,12 @@ def load_problems(
     """Read and check all problems of `source`.
 
     source: a path ending in .jsonl, .jsonl.gz, .json or .parquet; `hf:ID[:CONFIG][:SPLIT]`
-    (a hub dataset, the train split unless named); `task:NAME?option=value&...` (an embedded
-    task) or `reasoning_gym:NAME?option=value&...` (a task of that library). columns: our field
-    name -> theirs (a dot reaches into records), for sources of none of the shapes known by their
-    column names (`headwater.tasks.shapes`). keep_rows: labels carry their whole rows, for a
-    reward function; rows then need no answer.
+    (a hub dataset, the train split unless named); the name of a benchmark, such as gsm8k
+    (`headwater.tasks.benchmarks`); `task:NAME?option=value&...` (an embedded task) or
+    `reasoning_gym:NAME?option=value&...` (a task of that library). columns: our field name ->
+    theirs (a dot reaches into records), for sources of none of the shapes known by their column
+    names (`headwater.tasks.shapes`); a benchmark has its own. keep_rows: labels carry their whole
+    rows, for a reward function; rows then need no answer.
 
     Raises InputError naming the row, its value, what was expected and the cure: unreadable or
     unknown sources, missing columns, empty prompts or answers, one id twice (but exact copies
@@ -75,6 +77,8 @@ def load_problems(
     """
     if is_generated(source):
         return _generated(source, columns, keep_rows)
+    if source in BENCHMARKS:
+        return _load_benchmark(BENCHMARKS[source], keep_rows)
     name = source_name(source)
     shape = None
     seen: dict[str, tuple[str, Problem, Label]] = {}
@@ -98,6 +102,17 @@ def load_problems(
 def is_generated(source: str) -> bool:
     """Whether a source makes its problems itself, and so has no columns to map."""
     return source.startswith(("task:", "reasoning_gym:"))
+
+
+def _load_benchmark(benchmark: Benchmark, keep_rows: bool) -> LabelledProblems:
+    try:
+        return load_problems(benchmark.source, benchmark.columns, keep_rows=keep_rows)
+    except SourceUnavailable as error:
+        name = benchmark.name
+        raise SourceUnavailable(
+            f"{name} is a dataset of the hub: {error}, as in --problems {name}=PATH or "
+            f"task.eval: {{{name}: PATH}}"
+        ) from error
 
 
 def _generated(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.tasks.benchmarks import benchmark_names
 from headwater.tasks.hub import hub_name, hub_rows
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
@@ -49,7 +50,8 @@ def read_rows(source: str) -> Iterator[Row]:
     if not path.name.endswith(_SUFFIXES):
         raise InputError(
             f"{source} is of no known kind; give a path ending in {', '.join(_SUFFIXES)}, "
-            "hf:ID[:CONFIG][:SPLIT], task:arithmetic or reasoning_gym:NAME"
+            "hf:ID[:CONFIG][:SPLIT], task:arithmetic, reasoning_gym:NAME or a benchmark: "
+            f"{benchmark_names()}"
         )
     if not path.is_file():
         raise InputError(f"{source} is not a file; give the path of an existing problem file")

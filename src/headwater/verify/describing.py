@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from headwater.types import Label
 from headwater.verify.answers import read_answer
@@ -152,10 +152,23 @@ def _infix(tree: Expression) -> str:
     parts = [_infix(operand) for operand in tree.operands]
     if tree.operator == "+":
         return f"({' + '.join(parts)})"
-    if tree.operator in ("*", "^"):
-        return f"({f' {tree.operator} '.join(parts)})"
+    if tree.operator == "*":
+        return f"({_product(tree.operands)})"
+    if tree.operator == "^":
+        return f"({' ^ '.join(parts)})"
     if tree.operator == "neg":
         return f"-{parts[0]}"
     if tree.operator == "inv":
         return f"1/{parts[0]}"
     return f"{parts[0]}!" if tree.operator == "!" else f"{tree.operator}({', '.join(parts)})"
+
+
+def _product(factors: Sequence[Expression]) -> str:
+    """`a * b/c`: what is divided by follows a stroke."""
+    text = _infix(factors[0])
+    for factor in factors[1:]:
+        if isinstance(factor, Operation) and factor.operator == "inv":
+            text += f"/{_infix(factor.operands[0])}"
+        else:
+            text += f" * {_infix(factor)}"
+    return text

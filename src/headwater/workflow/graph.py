@@ -11,8 +11,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 from headwater.config.base import Settings
-from headwater.config.recipe import Diagnostics, Evaluation, ModelSpec, Recipe
-from headwater.config.stages import READS_LABELS, STAGE_MODELS, Sampling, TeacherRolloutsStage
+from headwater.config.evaluation import Evaluation, EvaluationSampling
+from headwater.config.recipe import Diagnostics, ModelSpec, Recipe
+from headwater.config.stages import (
+    READS_LABELS,
+    STAGE_MODELS,
+    Sampling,
+    TeacherRolloutsStage,
+)
 
 #: Raised by whoever changes the numbers a stage gives; artifacts of older versions are not reused.
 STAGE_VERSIONS: dict[str, int] = {
@@ -24,7 +30,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "warmup": 2,
     "sample_sft": 2,
     "opd": 2,
-    "evaluate": 2,
+    "evaluate": 3,
     "probe": 1,
 }
 
@@ -182,4 +188,7 @@ class Graph:
 
 def sampling_of(node: StageNode, recipe: Recipe) -> Sampling:
     """The sampling settings a stage draws with; the recipe's where it draws nothing."""
-    return Sampling.model_validate(dict(node.sampling)) if node.sampling else recipe.sampling
+    if not node.sampling:
+        return recipe.sampling
+    record = EvaluationSampling if node.kind == "evaluate" else Sampling
+    return record.model_validate(dict(node.sampling))

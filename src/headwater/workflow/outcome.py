@@ -266,9 +266,12 @@ def read_attempts(paths: Sequence[Path], seeds: tuple[int, ...]) -> AttemptTable
     """
     ids: tuple[str, ...] = ()
     layers: dict[str, list[np.ndarray]] = {"verdict": [], "response_tokens": [], "truncated": []}
+    votes_known = all("vote" in parquet.read_schema(path).names for path in paths)
+    if votes_known:
+        layers["vote"] = []
     for path in paths:
         table = parquet.read_table(path, columns=["problem_id", "attempt", *layers])
-        columns = {name: table.column(name).to_numpy() for name in table.column_names}
+        columns = {name: _values(table.column(name)) for name in table.column_names}
         found = tuple(dict.fromkeys(columns["problem_id"].tolist()))
         attempts = len(columns["problem_id"]) // max(1, len(found))
         ids = ids or found
@@ -278,7 +281,7 @@ def read_attempts(paths: Sequence[Path], seeds: tuple[int, ...]) -> AttemptTable
                 "artifact and run again"
             )
         place = {problem_id: index for index, problem_id in enumerate(ids)}
-        rows_N = [place[problem_id] for problem_id in columns["problem_id"]]
+        rows_N = np.array([place[problem_id] for problem_id in columns["problem_id"]])
         order_N = np.lexsort((columns["attempt"], rows_N))
         for name, kept in layers.items():
             kept.append(columns[name][order_N].reshape(len(ids), attempts))
@@ -288,7 +291,14 @@ def read_attempts(paths: Sequence[Path], seeds: tuple[int, ...]) -> AttemptTable
         verdicts=np.stack(layers["verdict"]).astype(str),
         response_tokens=np.stack(layers["response_tokens"]).astype(np.int32),
         truncated=np.stack(layers["truncated"]).astype(bool),
+        votes=np.stack(layers["vote"]).astype(np.int32) if votes_known else None,
     )
+
+
+def _values(column: Any) -> np.ndarray:
+    """A column as numpy; numbers that are missing are -1."""
+    filled: np.ndarray = (column.fill_null(-1) if column.null_count else column).to_numpy()
+    return filled
 
 
 def _stage(graph: Graph, fingerprint: str, store: ArtifactStore, ledger: Ledger) -> StageOutcome:

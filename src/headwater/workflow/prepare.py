@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from headwater.config.recipe import Evaluation, Recipe
+from headwater.config.evaluation import Evaluation
+from headwater.config.recipe import Recipe
 from headwater.errors import InputError
 from headwater.models.size import model_configs
 from headwater.models.source_names import require_available

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from headwater.config.recipe import Diagnostics, Evaluation
+from headwater.config.evaluation import Evaluation
+from headwater.config.recipe import Diagnostics
 from headwater.config.stages import (
     GRPOStage,
     OPDStage,

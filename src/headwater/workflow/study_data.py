@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from headwater.config.recipe import Recipe
 from headwater.errors import SourceUnavailable
+from headwater.tasks.benchmarks import BENCHMARKS
 from headwater.tasks.contamination import ContaminationReport, remove_contaminated
 from headwater.tasks.problems import LabelledProblems, is_generated, load_problems
 from headwater.tasks.stand_ins import evaluation_size, stand_ins
@@ -67,7 +68,8 @@ def read_data(recipe: Recipe, *, planning: bool = False) -> StudyData:
 
 
 def _planned_size(source: str, recipe: Recipe) -> int:
-    return evaluation_size(source, recipe.evaluation.problems) if source.startswith("hf:") else 0
+    on_the_hub = source.startswith("hf:") or source in BENCHMARKS
+    return evaluation_size(source, recipe.evaluation.problems) if on_the_hub else 0
 
 
 def unread_warnings(data: StudyData) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""`headwater eval`: models measured on problems, and what tells them apart."""

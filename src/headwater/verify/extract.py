@@ -101,7 +101,8 @@ def _outer_box(text: str) -> str | None:
         if brace < len(text) and text[brace] == "{":
             closing = closing_of.get(brace)
             if closing is not None:
-                answer, covered_to = text[brace + 1 : closing], closing
+                covered_to = closing
+                answer = text[brace + 1 : closing].strip() or answer or ""
         elif bare := _BARE_BOX.match(text, box.end()):
             answer, covered_to = bare.group(1), bare.end()
     return None if answer is None else answer.strip()

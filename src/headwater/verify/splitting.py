@@ -9,7 +9,7 @@ from headwater.verify.tokens import FUNCTIONS, MAX_NESTING, PastLimits
 
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _APPLICATION = re.compile(r"(?<![A-Za-z])[fghpqFGHPQRST]'?(?:_\w|_\{\w+\})? ?\([^()]*\)")
-_SUBSCRIPT = re.compile(r"_ ?(?:\w|\{[^{}]*\})")
+_SUBSCRIPT = re.compile(r"_ ?(?:\w|\{[^{}]*\})|(?<=[A-Za-z])\d(?![\d.])")
 _LABEL = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z'|:,(){} ])+")
 _LONGEST_LABEL = 60
 _OPENING, _CLOSING = "([{", ")]}"
@@ -18,7 +18,7 @@ _OPENING, _CLOSING = "([{", ")]}"
 def is_label(text: str) -> bool:
     r"""Whether text names a value (`x`, `f(2)`, `(p, q)`, `V_1 : V_2`, `\frac{NO}{BO}`).
 
-    A name has letters and no operators, digits only in subscripts and arguments.
+    A name has letters and no operators, digits only in subscripts (`x_1`, `x1`) and arguments.
     """
     text = text.strip()
     if not text or len(text) > _LONGEST_LABEL:
@@ -43,7 +43,7 @@ def is_single_name(label: str) -> bool:
 
 
 def label_key(label: str) -> str:
-    return re.sub(r"\\text|[\s{}]", "", label)
+    return re.sub(r"\\text|[\s{}_]", "", label)
 
 
 def without_outer_braces(text: str) -> str:

@@ -30,7 +30,10 @@ FUNCTIONS = frozenset(
         "conj",
     }
 )  # fmt: skip
-_PLAIN_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "infty"}
+_PLAIN_NAMES = {
+    "asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "infty", "infinity": "infty",
+    "Infinity": "infty", "oo": "infty",
+}  # fmt: skip
 CONSTANTS = frozenset({"pi", "infty"})
 GREEK = frozenset(
     {
@@ -47,6 +50,7 @@ _TOKEN = re.compile(
 )
 _SHORTHANDS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\%": "%", "\\{": "{(", "\\}": ")}"}
 _MAX_EXPONENT_DIGITS = 4
+_NO_NAMES = frozenset({"not", "no", "nor", "never", "and", "or", "but", "except", "if", "is"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ def _command_token(command: str, spaced: bool) -> Token:
 
 def _word_tokens(letters: str, spaced: bool) -> list[Token]:
     """Split a run of letters: a known name, an opaque word, or one-letter variables."""
+    if letters.lower() in _NO_NAMES:
+        raise Unreadable("a word that joins or denies")
     name = _PLAIN_NAMES.get(letters, letters)
     if name in FUNCTIONS or name in CONSTANTS or name in GREEK:
         return [Token("name", name, spaced)]

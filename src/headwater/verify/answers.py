@@ -6,9 +6,11 @@ outside in; the innermost pieces are expressions.
 
 from __future__ import annotations
 
+import itertools
 import re
 from fractions import Fraction
 
+from headwater.verify.arithmetic import NotRational, Undefined, mentions, rational
 from headwater.verify.environments import read_environment
 from headwater.verify.expression import (
     Expression,
@@ -57,6 +59,7 @@ from headwater.verify.words import (
 _MAX_ITEMS = 64
 _LONGEST_NUMERAL = 100
 _APPROXIMATELY = re.compile(r"\\(?:approx|simeq|doteq|thickapprox)(?![a-z])")
+_ABOUT = re.compile(r"^\\sim(?![a-z])")
 _MEMBER = re.compile(r"\\in(?![a-z])")
 _UNION = re.compile(r"\\cup(?![a-z])|(?<=[)\]}]) ?U ?(?=[(\[\\{])")
 _BASED = re.compile(
@@ -66,6 +69,9 @@ _BASED = re.compile(
 )
 _ALL_REALS = re.compile(
     r"\\mathbb ?\{R\}|(?:\\text ?\{)? ?all real(?: number)?s ?\}?", re.IGNORECASE
+)
+_ALL_BUT = re.compile(
+    r"(?:\\mathbb ?\{R\}|R) ?(?:\\setminus(?![a-z])|\\backslash(?![a-z])|-) ?\\\{(.+)\\\}"
 )
 _TEXT_LIST = re.compile(r"\\text ?\{((?: ?[A-Za-z\d] ?(?:,|;|and|or|(?=\})))+)\}")
 
@@ -84,7 +90,8 @@ def _read(text: str) -> Answer:
         return interval(None, "(", None, ")")
     for reader in (
         _read_choice, read_clock, _read_environment, _read_based, read_words, _read_approximation,
-        _read_list, _read_member, _read_union, _read_relation, _read_brackets, _read_ratio,
+        _read_all_but, _read_list, _read_member, _read_union, _read_relation, _read_brackets,
+        _read_ratio,
     ):  # fmt: skip
         answer = reader(text)
         if answer is not None:
@@ -115,7 +122,7 @@ def label_free(answer: Answer) -> Answer:
 
 def _read_approximation(text: str) -> Answer | None:
     """An exact value with its rounding after it is that value; a name before one is a label."""
-    sides = split_at(text, _APPROXIMATELY)
+    sides = split_at(_ABOUT.sub(r"\\approx", text), _APPROXIMATELY)
     if len(sides) < 2:
         return None
     if not sides[0] or is_label(sides[0]):
@@ -153,6 +160,8 @@ def _read_list(text: str) -> Answer | None:
         return items[0] if items else None
     if separators and all(word == "or" for word in separators):
         return _alternatives(items) or _listing(items)
+    if separators == ["and"] and len(items) == 2:
+        return _intersection(*items) or _listing(items)
     return _listing(items)
 
 
@@ -165,17 +174,36 @@ def _listing(items: list[Answer]) -> Listing:
 def _alternatives(items: list[Answer]) -> Answer | None:
     """Intervals joined by "or" are their union; points joined by it are not."""
     parts = [label_free(item) for item in items]
-    if not all(isinstance(part, Bracketed | Union) for part in parts) or all(map(_point, items)):
+    labels = {item.label for item in items if isinstance(item, Labelled)}
+    if len(labels) > 1 or not all(isinstance(part, Bracketed | Union) for part in parts):
+        return None
+    if all(map(_point, parts)) and not all(isinstance(item, Labelled) for item in items):
         return None
     union = Union(tuple(_flat_union(parts)))
-    labels = {item.label if isinstance(item, Labelled) else "" for item in items}
-    return Labelled(min(labels), union, None) if len(labels) == 1 and min(labels) else union
+    return Labelled(min(labels), union, None) if labels else union
+
+
+def _intersection(one: Answer, other: Answer) -> Answer | None:
+    """x > 1 and x < 3 leave the interval between."""
+    match one, other:
+        case Labelled(label, Bracketed((low, upper), above)), Labelled(
+            name, Bracketed((lower, high), below)
+        ) if label == name:
+            if _is_infinite(upper) and _is_infinite(lower):
+                return Labelled(label, Bracketed((low, high), above[0] + below[1]), None)
+            if _is_infinite(low) and _is_infinite(high):
+                return Labelled(label, Bracketed((lower, upper), below[0] + above[1]), None)
+    return None
 
 
 def _point(answer: Answer) -> bool:
     if not isinstance(answer, Bracketed) or answer.brackets != "()":
         return False
-    return not any(isinstance(item, Scalar) and _infinite(item.tree) for item in answer.items)
+    return not any(map(_is_infinite, answer.items))
+
+
+def _is_infinite(end: Answer) -> bool:
+    return isinstance(end, Scalar) and _infinite(end.tree)
 
 
 def _infinite(tree: Expression) -> bool:
@@ -202,6 +230,22 @@ def _read_union(text: str) -> Answer | None:
     if len(sets) == len(parts):
         return Listing(tuple(item for part in sets for item in part.items), is_set=True)
     return Union(tuple(_flat_union(parts)))
+
+
+def _read_all_but(text: str) -> Answer | None:
+    """All reals but a few rational numbers, as the union of what is left between them."""
+    match = _ALL_BUT.fullmatch(text)
+    holes = _read_list(match.group(1)) or _read(match.group(1)) if match else None
+    items = holes.items if isinstance(holes, Listing) else (holes,)
+    trees = [item.tree for item in items if isinstance(item, Scalar)]
+    if len(trees) < len(items):
+        return None
+    try:
+        ends = [Scalar(Number(value)) for value in sorted({rational(tree) for tree in trees})]
+    except (NotRational, Undefined):
+        return None
+    bounds = itertools.pairwise([None, *ends, None])
+    return Union(tuple(interval(low, "(", high, ")") for low, high in bounds))
 
 
 def _flat_union(parts: list[Answer]) -> list[Answer]:
@@ -246,7 +290,7 @@ def _read_set(inside: str) -> Answer | None:
 
 def _read_based(text: str) -> Answer | None:
     numeral = _BASED.fullmatch(text) if len(text) <= _LONGEST_NUMERAL else None
-    if numeral is None:
+    if numeral is None or text.count("(") != text.count(")"):
         return None
     sign, digits, name = numeral.groups()
     base = int(name) if name.isdigit() and len(name) < 3 else NUMBER_WORDS.get(name)
@@ -277,6 +321,8 @@ def _read_scalar(text: str) -> Answer:
         flat = TEXT.sub(r" \1 ", text)
         words = flat != text or words_of(flat)
         return Text(text_key(flat)) if words and text_key(flat) else Opaque(text)
+    if mentions(tree, "infty") and not _infinite(tree):
+        return Opaque(text)
     if measured.multiplier != 1:
         tree = Operation("*", (tree, Number(Fraction(measured.multiplier))))
     return Scalar(tree, measured.unit)

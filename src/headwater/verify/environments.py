@@ -8,11 +8,12 @@ from collections.abc import Callable
 from headwater.verify.expression import Operation, read_expression
 from headwater.verify.kinds import Answer, Bracketed, Listing, Matrix, Scalar
 from headwater.verify.tokens import Unreadable
+from headwater.verify.words import words_of
 
 _ENVIRONMENT = re.compile(
     r"^(?P<factor>[^&]*?)(?P<open>[(\[]|\\\{)? ?"
     r"\\begin ?\{(?P<name>[pbB]?matrix|smallmatrix|array|cases|aligned)\}"
-    r" ?(?:\{[clr| ]*\})?(?P<rows>.*)\\end ?\{(?P=name)\} ?[)\]]?$",
+    r" ?(?:\{[clr| ]*\})?(?P<rows>.*)\\end ?\{(?P=name)\} ?(?P<close>[)\]])?$",
     re.DOTALL,
 )
 _ROW_SKIP = re.compile(r"^ ?\[[\d.]+ ?(?:em|ex|pt|mm|cm)\]")
@@ -28,6 +29,8 @@ def read_environment(text: str, read: Callable[[str], Answer]) -> Answer | None:
         return None
     environment = _ENVIRONMENT.match(text)
     if environment is None or text.count("\\begin") > 1:
+        return None
+    if {"(": ")", "[": "]"}.get(environment["open"]) != environment["close"]:
         return None
     rows = [
         [cell.strip() for cell in row.split("&")]
@@ -58,10 +61,11 @@ def _system(rows: list[list[str]], read: Callable[[str], Answer]) -> Answer:
 
 
 def _multiplied(matrix: Matrix, factor: str) -> Answer | None:
-    if factor.endswith("="):
+    if words_of(factor):
         return None
+    factor = re.sub(r"(?:\\cdot|\\times|\*)$", "", factor).strip()
     try:
-        tree = read_expression(re.sub(r"(?:\\cdot|\\times|\*)$", "", factor).strip() or "1")
+        tree = read_expression(f"{factor}1" if factor in ("", "+", "-") else factor)
     except Unreadable:
         return None
     rows: list[tuple[Answer, ...]] = []

@@ -19,7 +19,7 @@ from headwater.verify.extract import extract_answer
 from headwater.verify.kinds import Answer
 from headwater.verify.matching import Matching, Prover
 from headwater.verify.notation import normalise
-from headwater.verify.opaque import is_for_algebra
+from headwater.verify.opaque import is_for_algebra, without_common_label
 from headwater.verify.tokens import PastLimits, TooLarge
 
 MAX_ANSWER_CHARACTERS = 50_000
@@ -41,7 +41,7 @@ class Finding:
         return Finding(Verdict.CORRECT if equal else Verdict.INCORRECT, how)
 
 
-OpaqueJudge = Callable[[], bool | None]
+OpaqueJudge = Callable[[str, str], bool | None]
 
 
 def same_text(answer: str, gold: str) -> bool:
@@ -57,12 +57,12 @@ def compare(
     answer: str,
     gold: str,
     prove: Prover = values.equal,
-    judge_opaque: OpaqueJudge = lambda: None,
+    judge_opaque: OpaqueJudge = lambda answer, gold: None,
 ) -> Finding:
     """Compare an extracted answer with a gold answer.
 
-    `prove` decides about two expressions and `judge_opaque` about the whole pair where one
-    of the two cannot be read; both return None for not knowing.
+    `prove` decides about two expressions and `judge_opaque` about the whole pair, in common
+    notation, where one of the two cannot be read; both return None for not knowing.
     """
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return Finding(Verdict.UNPARSEABLE, f"longer than {MAX_ANSWER_CHARACTERS} characters")
@@ -82,9 +82,10 @@ def compare(
         return Finding(Verdict.UNPARSEABLE, f"cannot be read: {error}")
     if not met_opaque:
         return finding
+    one, other = without_common_label(one, other)
     if not is_for_algebra(one, other):
         return Finding(Verdict.UNPARSEABLE, finding.how)
-    equal = judge_opaque()
+    equal = judge_opaque(one, other)
     return finding if equal is None else Finding.of(equal, "compared by Math-Verify")
 
 

@@ -277,6 +277,8 @@ class _Reader:
         r"""What a command takes: `{...}`, or the single next token (`\frac12`, `\frac1{72}`)."""
         token = self.next
         if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
+            if token.value != int(token.text):
+                raise Unreadable("a power of ten where one digit is taken")
             self.tokens[self.position : self.position + 1] = [
                 Token("number", digits, value=Fraction(int(digits)))
                 for digits in (token.text[0], token.text[1:])

@@ -165,6 +165,8 @@ class Matching:
         if (one.is_set and other.is_set) or all(map(_of_points, (one, other))):
             pairs = [(i, other.items) for i in one.items] + [(i, one.items) for i in other.items]
             return _all(_any(self.answers(item, side) for side in among) for item, among in pairs)
+        if (one.is_set or other.is_set) and any(len(_labels(s.items)) > 1 for s in (one, other)):
+            return False
         return self.in_any_order(one.items, other.items)
 
     def in_order(self, ones: tuple[Answer, ...], others: tuple[Answer, ...]) -> bool | None:

@@ -55,7 +55,8 @@ _COMMANDS = {
     "quad": " ", "qquad": " ", "thinspace": " ", "enspace": " ", "space": " ", "nobreakspace": " ",
     "hfill": " ", "newline": " ", "boldsymbol": "", "mathbf": "", "mathit": "", "mathsf": "",
     "bm": "", "mathnormal": "", "rm": "", "bf": "", "it": "", "mathop": "", "mathrel": "",
-    "boxed": "",
+    "boxed": "", "tiny": "", "small": "", "normalsize": "", "large": "", "Large": "", "LARGE": "",
+    "huge": "", "Huge": "", "scriptstyle": "", "scriptscriptstyle": "", "checkmark": "",
 }  # fmt: skip
 _TEXT_COMMANDS = frozenset(
     {
@@ -68,6 +69,7 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+)\*?[ \t\n]*|\\([^a-zA-Z])", re.DOTALL)
 _SPACES_OF_TEX = frozenset(",;:! >/\t\n()[]")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
 _BOLD = re.compile(r"\*\*([^*]+)\*\*")
+_NO_BRACKET = re.compile(r"\\(?:left|right) ?\.")
 _COLOUR = re.compile(r"\\(?:text)?color ?\{[^{}]*\}")
 _PHANTOM = re.compile(r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)")
 _TEXT_MARK = re.compile(r"\\text ?\{ ?[.,;:]? ?\}$")
@@ -106,6 +108,7 @@ def _without_decoration(text: str) -> str:
         if "\\\\begin" in text:
             text = text.replace("\\\\", "\\")
         text = _DOUBLED_BACKSLASH.sub(lambda _: "\\", text)
+    text = _NO_BRACKET.sub("", text)
     return _PHANTOM.sub("", _COLOUR.sub("", text)) if "o" in text else text
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from headwater.verify.tokens import FUNCTIONS, MAX_NESTING, PastLimits
 
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
-_APPLICATION = re.compile(r"(?<![A-Za-z])[fghpqFGHPQRST]'?(?:_\w|_\{\w+\})? ?\([^()]*\)")
+_APPLICATION = re.compile(
+    r"(?<![A-Za-z])[fghpqFGHPQRST]'?(?:_\w|_\{\w+\})?(?: ?\^ ?\{ ?-1 ?\})? ?\([^()]*\)"
+)
 _SUBSCRIPT = re.compile(r"_ ?(?:\w|\{[^{}]*\})|(?<=[A-Za-z])\d(?![\d.])")
 _LABEL = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z'|:,(){} ])+")
 _LONGEST_LABEL = 60
@@ -33,7 +35,9 @@ def is_label(text: str) -> bool:
 _NO_LABELS = frozenset(
     {
         "pi", "e", "i", "infty", "not", "or", "and", "emptyset", "mathbb", "sum", "prod", "int",
-        "lim", "cup", "cap",
+        "lim", "cup", "cap", "least", "most", "about", "than", "maybe", "perhaps", "approximately",
+        "roughly", "around", "more", "less", "between", "either", "neither", "nor", "never", "no",
+        "isn", "isnt", "cannot", "if", "but", "almost", "nearly", "wrong", "incorrect", "false",
     }
 )  # fmt: skip
 

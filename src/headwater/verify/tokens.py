@@ -102,7 +102,7 @@ def _word_tokens(letters: str, spaced: bool) -> list[Token]:
     name = _PLAIN_NAMES.get(letters, letters)
     if name in FUNCTIONS or name in CONSTANTS or name in GREEK:
         return [Token("name", name, spaced)]
-    in_order = "".join(sorted(letters)) == letters
+    in_order = "".join(sorted(letters)) == letters and not letters.istitle()
     if len(letters) >= 3 and not in_order and re.search("[aeiouAEIOU]", letters):
         return [Token("letter", letters, spaced)]
     if len(letters) > 4:

@@ -48,12 +48,14 @@ _CHANGES_MEANING = frozenset(
         "half", "quarter", "third", "twice", "double", "triple", "other", "first", "last",
         "negative", "positive", "else", "instead", "both", "all", "sin", "cos", "tan",
         "cot", "sec", "csc", "log", "ln", "exp", "lim", "where", "when", "such", "that",
-        "infinity", "infinite", "many", "x", "y", "z",
+        "infinity", "infinite", "many", "x", "y", "z", "k", "ish", "etc", "excluding", "otherwise",
+        "likely", "guess", "think", "sure", "estimate", "estimated", "higher", "lower", "invalid",
     }
 )  # fmt: skip
-_FILLERS = frozenset(
+_ARTICLES = frozenset({"a", "an", "the", "of"})
+_FILLERS = _ARTICLES | frozenset(
     {
-        "of", "the", "a", "an", "per", "total", "each", "old", "long", "away", "left",
+        "per", "total", "each", "old", "long", "away", "left",
     }
 )  # fmt: skip
 _MONEY = r"(?:US ?)?(?:\\\$|[£€¥]|USD|EUR|GBP|Rs\.?(?![a-z]))"
@@ -105,7 +107,7 @@ def split_unit(text: str) -> Measured:
         text = money.group(1) + text[money.end() :]
     for _ in range(_MOST_WORDS):
         found = _trailing(text.rstrip())
-        if found is None or not found.body.strip(" +-"):
+        if found is None or not found.body.strip(" +-") or (found.unit and unit == PERCENT):
             break
         text = found.body.rstrip()
         multiplier *= found.multiplier
@@ -174,6 +176,8 @@ def _unit_of(text: str, exponent: str | None, raw: bool, set_apart: bool) -> Mea
             if raw and not (long_enough and (known or set_apart)):
                 return None
             names.append((known or _singular(lower)) + (f"^{raised}" if raised else ""))
+    if not names and multiplier == 1 and _ARTICLES.issuperset(map(str.lower, words)):
+        return None
     if len(names) > 1 and names[0] in ("square", "cubic"):
         power = "2" if names[0] == "square" else "3"
         names = names[1:]

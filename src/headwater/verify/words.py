@@ -42,15 +42,16 @@ _CONSTANT_WORDS = frozenset({"pi", "inf", "infty", "infinity"})
 _WORDS = re.compile(r"[A-Za-z\d .,;:'\"!?()\-]+")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 _KEY_PIECES = re.compile(r"[^\W\d_]+|\d+(?:[.,:/]\d+)*|[^\s\w]|_")
-_DROPPED = frozenset(".,;:'\"!$~`")
+_DROPPED = frozenset('.,;:"$~`')
 _LEAD_IN = r"(?:the )?(?:(?:final|correct) )?(?:answer|option|choice)(?: is)?:?"
 _LEAD_IN_TEXT = re.compile(rf"\\text ?\{{ ?{_LEAD_IN} ?\}} ?(.+)", re.IGNORECASE | re.DOTALL)
 _LEAD_IN_RAW = re.compile(rf"{_LEAD_IN}(?: (.+)|(\(.+))", re.IGNORECASE | re.DOTALL)
-_CHOICE_TEXT = re.compile(r"^\\text ?\{ ?(\(?[A-J][.)]) ?([^{}]*)\}")
-_CHOICE = re.compile(r"(?:([A-J])[.)]|\(([A-J])\))(?: |(?=\\))(.+)", re.DOTALL)
-_NO_CHOICE = re.compile(
-    r"^ ?(?:[-+*/^=<>,;:]|\\(?:le|ge|ne|cup|cap|cdot|times|in)(?![a-z])|(?:or|and|not)\b)"
-    r"|(?<![A-Za-z\\])(?:[A-J][.)]|\([A-J]\))|\\text ?\{ ?(?:or|and|not)\b"
+_CHOICE_TEXT = re.compile(r"^\\text ?\{ ?(\(?[A-J][.)])( [^{}]*)?\}")
+_CHOICE = re.compile(r"(?:([A-J])[.)]|\(([A-J])\)) (.+)", re.DOTALL)
+_CONTENT = re.compile(r"[\w(\[{$]|-(?=[\w\\])|\\(?:d?frac|sqrt|text|pi|infty|begin|\{)(?![a-z])")
+_NO_CONTENT = re.compile(
+    r"(?<![A-Za-z\\])(?:[A-J][.)]|\([A-J]\)|(?:or|not|nor|maybe|perhaps|possibly|probably|either"
+    r"|neither|unsure|wrong|incorrect|squared|cubed|root|mod)\b)|^and\b"
 )
 _CLOCK = re.compile(
     r"(\d{1,2})(?: ?: ?([0-5]\d)(?: ?: ?([0-5]\d))?)?(?: ?([ap])(?:\.? ?m\b)\.?)?", re.IGNORECASE
@@ -59,7 +60,9 @@ _CLOCK = re.compile(
 
 def mathematical(word: str) -> bool:
     """Whether a run of letters may be a function, a constant or a product of variables."""
-    return word in FUNCTIONS or word in _CONSTANT_WORDS or "".join(sorted(word)) == word
+    if word in FUNCTIONS or word in _CONSTANT_WORDS:
+        return True
+    return "".join(sorted(word)) == word and not (len(word) > 2 and word.istitle())
 
 
 def text_key(text: str) -> str:
@@ -73,8 +76,8 @@ def text_key(text: str) -> str:
     key = ""
     for place, piece in enumerate(pieces):
         around = [*pieces[max(place - 1, 0) : place], *pieces[place + 1 : place + 2]]
-        hyphen = piece == "-" and len(around) == 2 and all(side.isalpha() for side in around)
-        if piece in _DROPPED or hyphen or (closed and piece in "()"):
+        inside = piece in "-'" and len(around) == 2 and all(side.isalpha() for side in around)
+        if piece in _DROPPED or inside or (closed and piece in "()"):
             continue
         key += " " + piece if key[-1:].isdigit() and piece[0].isdigit() else piece
     return key
@@ -92,10 +95,10 @@ def read_words(text: str) -> Answer | None:
     flat = TEXT.sub(r" \1 ", text)
     if not _WORDS.fullmatch(flat) or AND_OR.search(text):
         return None
-    if not words_of(flat) or split_unit(text).body != text:
-        return None
     key = text_key(flat)
-    return Scalar(Number(Fraction(NUMBER_WORDS[key]))) if key in NUMBER_WORDS else Text(key)
+    if key in NUMBER_WORDS:
+        return Scalar(Number(Fraction(NUMBER_WORDS[key])))
+    return Text(key) if words_of(flat) and split_unit(text).body == text else None
 
 
 def without_lead_in(text: str) -> str:
@@ -117,10 +120,11 @@ def read_choice(text: str, read: Callable[[str], Answer]) -> Answer | None:
     r"""A lettered choice with what it says: `C. 12`, `(C) 12`, `\text{(C)} 12`."""
     if text[:1] not in "(\\ABCDEFGHIJ":
         return None
-    match = _CHOICE.fullmatch(_CHOICE_TEXT.sub(r"\1 \2", text))
-    if match is None or _NO_CHOICE.search(match.group(3)):
+    match = _CHOICE.fullmatch(_CHOICE_TEXT.sub(r"\1\2", text))
+    content = match.group(3).strip() if match else ""
+    if match is None or not _CONTENT.match(content) or _NO_CONTENT.search(content):
         return None
-    return Choice(match.group(1) or match.group(2), read(match.group(3).strip()))
+    return Choice(match.group(1) or match.group(2), read(content))
 
 
 def read_clock(text: str) -> Answer | None:

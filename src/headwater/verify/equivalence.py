@@ -24,7 +24,7 @@ from headwater.verify.tokens import PastLimits, TooLarge
 
 MAX_ANSWER_CHARACTERS = 50_000
 _PROSE_CHARACTERS = 200
-_PLAIN_NUMBER = re.compile(r"([+-]?) ?(\d+|\d{1,3}(?:,\d{3})+)?(?:\.(\d*))?")
+_PLAIN_NUMBER = re.compile(r"([+-]?) ?(\d+|[1-9]\d{0,2}(?:,\d{3})+)?(?:\.(\d*))?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ class Matching:
             if clock.half or not clock.minute:
                 return False
             return self.ratios(Ratio(tuple(parts)), number)
-        if not clock.half or clock.minute or clock.second:
+        if not clock.half or clock.minute or clock.second or _has_unit(number):
             return False
         return self.answers(parts[0], number)
 
@@ -232,6 +232,10 @@ class Matching:
         if operator in ("=", "!="):
             return operator == expected
         return sign != 0 and operator == (expected if sign > 0 else FLIPPED[expected])
+
+
+def _has_unit(answer: Answer) -> bool:
+    return isinstance(answer, Scalar) and bool(answer.unit)
 
 
 def _labels(items: tuple[Answer, ...]) -> set[str]:

@@ -74,12 +74,14 @@ _COLOUR = re.compile(r"\\(?:text)?color ?\{[^{}]*\}")
 _PHANTOM = re.compile(r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)")
 _TEXT_MARK = re.compile(r"\\text ?\{ ?[.,;:]? ?\}$")
 _TEXT_DOLLAR = re.compile(r"\\text ?\{([^{}]*\\\$) ?\}")
-_EMPTY_GROUP_COMMA = re.compile(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)")
-_SMALL_SPACE_COMMA = re.compile(r"(?<=\d)\s*,\s*\\[!,]\s*(?=\d)")
-_GROUPED_BY_COMMA = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_GROUPED_BY_TEX = re.compile(
+    r"(?<![\d.,}!])[1-9]\d{0,2}(?:\s*(?:\{\s*,\s*\}|,\s*\\!)\s*\d{3})+(?!\d)"
+)
+_GROUPED_BY_COMMA = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _GROUPED_BY_SPACE = re.compile(
     r"(?<![\d.,/^_}\w] )(?<![\d.,/^_}\w])\d{1,3}(?: \d{3})+(?![\d/]| ?/| \d(?!\d?/)| ?\\frac)"
 )
+_NO_DIGIT = re.compile(r"\D+")
 _BLANKS = re.compile(r"\s+")
 
 
@@ -94,7 +96,8 @@ def normalise(text: str) -> str:
         text = _without_decoration(text)
     if bold := _BOLD.fullmatch(text.strip()):
         text = bold.group(1)
-    text = _EMPTY_GROUP_COMMA.sub("", _SMALL_SPACE_COMMA.sub("", text))
+    if "," in text and ("\\!" in text or "}" in text):
+        text = _GROUPED_BY_TEX.sub(lambda number: _NO_DIGIT.sub("", number.group()), text)
     text = _COMMAND.sub(_common_command, text)
     text = text.replace("$", " ").replace("~", " ").replace("**", "^").replace("\u00a4", r"\$")
     text = _TEXT_DOLLAR.sub(r"\1", _TEXT_MARK.sub("", _BLANKS.sub(" ", text).strip()))

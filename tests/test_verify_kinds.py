@@ -67,10 +67,12 @@ RULES: dict[str, tuple[Pairs, Pairs]] = {
             ("60 mph", "60"), (r"9\text{ m/s}^2", "9"),
             (r"9 \frac{\text{m}}{\text{s}}", r"9\text{ m/s}"), ("USD 20", r"\$20"),
             (r"20\text{ euros}", "€20"), (r"5\text{ mol}", "5"),
+            (r"5\text{ square units}", r"5\text{ cm}^2"),
         ],
         [
             (r"9\text{ m/s}", r"9\text{ km/h}"), ("€20", r"\$20"), ("20 USD", "20 EUR"),
             ("5k", "5"), ("5 a", "5"), ("20ish", "20"), ("5%%", "5"),
+            (r"5\text{ square units}", r"5\text{ units}"), (r"5\text{ units}", r"5\%"),
             (r"x\text{ m}^2", r"x^2\text{ m}"),
             (r"3\text{ hours}", r"3\text{ minutes}"), (r"5\text{ cm}^2", r"5\text{ cm}^3"),
         ],

@@ -77,6 +77,7 @@ _ANGLE_FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
 _TRAILING_WORDS = re.compile(
     r"(?<=[\d\s}).])([A-Za-z]+\.?(?:(?: ?/ ?| |-)[A-Za-z]+\.?)*)(?: ?\^ ?\{? ?([23]) ?\}?)?$"
 )
+_NEVER_GENERIC = frozenset({PERCENT, DEGREE, "$", "€", "£", "¥"})
 _SHORTEST_UNKNOWN_WORD = 4
 _MOST_WORDS = 4
 
@@ -121,8 +122,15 @@ def _quotient(units: re.Match[str]) -> str:
 
 
 def compatible(one: str, other: str) -> bool:
-    """Whether two units may be the same: a unit left out may be any."""
-    return one == other or not one or not other or GENERIC in (one[:4], other[:4])
+    """Whether two units may be the same: one left out may be any, "units" any of its power.
+
+    >>> compatible("cm^2", ""), compatible("cm^2", "unit^2"), compatible("cm^2", "unit")
+    (True, True, False)
+    """
+    if one == other or not one or not other:
+        return True
+    names, powers = zip(*(unit.partition("^")[::2] for unit in (one, other)), strict=True)
+    return GENERIC in names and powers[0] == powers[1] and not _NEVER_GENERIC.intersection(names)
 
 
 def _trailing(text: str) -> Measured | None:

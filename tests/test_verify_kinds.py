@@ -23,12 +23,12 @@ RULES: dict[str, tuple[Pairs, Pairs]] = {
         [
             ("C. 12", "C"), ("(C) 12", "C"), (r"\text{(C)} 12", "C"), ("C. 12", "12"),
             (r"\textbf{(C) } 12", "(C)"), ("Option C", "C"), (r"\text{The answer is (C)}", "C"),
-            ("C", "(C) 12"), ("(C) 12", r"\text{C. } 12"),
+            ("C)", "C"), ("C", "(C) 12"), ("(C) 12", r"\text{C. } 12"),
         ],
         [
             ("C. 12", "D"), ("C. 12", "13"), ("(C) 12", "(C) 13"), ("(C) or (D)", "C"),
             ("(C) 12 or (D) 13", "C"), ("C. not this one", "C"), ("(B)(C)", "C"), ("ABC", "C"),
-            ("(C", "C"), ("C(x)", "C"), ("Option", "C"),
+            ("(C", "C"), ("C)", "D"), ("C(x)", "C"), ("Option", "C"),
         ],
     ),
     "digits in groups of three are one number": (
@@ -66,12 +66,13 @@ RULES: dict[str, tuple[Pairs, Pairs]] = {
         [
             ("60 mph", "60"), (r"9\text{ m/s}^2", "9"),
             (r"9 \frac{\text{m}}{\text{s}}", r"9\text{ m/s}"), ("USD 20", r"\$20"),
-            (r"20\text{ euros}", "€20"), (r"5\text{ mol}", "5"),
+            (r"20\text{ euros}", "€20"), (r"5\text{ mol}", "5"), (r"\text{5 days}", "5"),
             (r"5\text{ square units}", r"5\text{ cm}^2"),
         ],
         [
             (r"9\text{ m/s}", r"9\text{ km/h}"), ("€20", r"\$20"), ("20 USD", "20 EUR"),
-            ("5k", "5"), ("5 a", "5"), ("20ish", "20"), ("5%%", "5"),
+            ("5k", "5"), ("5 a", "5"), (r"\text{5 or 6}", "5"), (r"\text{5 days}", "6"),
+            ("20ish", "20"), ("5%%", "5"),
             (r"5\text{ square units}", r"5\text{ units}"), (r"5\text{ units}", r"5\%"),
             (r"x\text{ m}^2", r"x^2\text{ m}"),
             (r"3\text{ hours}", r"3\text{ minutes}"), (r"5\text{ cm}^2", r"5\text{ cm}^3"),
@@ -106,7 +107,8 @@ RULES: dict[str, tuple[Pairs, Pairs]] = {
     "lists, sets and points": (
         [
             ("x=3,y=8", "(3,8)"), ("y=8,x=3", "(x,y)=(3,8)"), (r"\{3,8,3\}", r"\{8,3\}"),
-            ("(1,2),(3,4)", "(3,4),(1,2)"), ("(1,2);(3,4)", "(3,4), (1,2)"), (r"\{8\}", "8"),
+            ("(1,2),(3,4)", "(3,4),(1,2)"), ("(1,2);(3,4)", "(3,4), (1,2)"),
+            (r"\langle3,8\rangle", "(3,8)"), (r"\{8\}", "8"),
             ("x=3, x=8", "8, 3"), (r"\begin{cases}x=3\\y=8\end{cases}", "x=3,y=8"),
         ],
         [
@@ -136,14 +138,16 @@ RULES: dict[str, tuple[Pairs, Pairs]] = {
     ),
     "expressions": (
         [
-            ("2^3 3^2", "72"), ("5 0/7", "5"), (r"\sqrt[3]{-8}", "-2"), (r"(-8)^{1/3}", "-2"),
+            ("2^3 3^2", "72"), (r"4.\dot{3}", "13/3"), ("5 0/7", "5"), (r"\sqrt[3]{-8}", "-2"),
+            (r"(-8)^{1/3}", "-2"),
             (r"+\infty", r"\infty"), ("infinity", r"\infty"),
             (r"\sqrt{\frac{1}{n}}", r"\frac{1}{\sqrt n}"), (r"10\pi i", r"i\cdot10\pi"),
         ],
         [
             (r"\sqrt[3]{-8}", "2"), (r"\infty+1", r"\infty"), (r"2\infty", r"\infty"),
             (r"\infty", r"-\infty"), ("3 + 2i", "3 - 2i"), ("5 7/0", "5"),
-            (r"\sqrt{2", r"\sqrt{2}"), ("2^3 3^2", "2^{33^2}"), ("x^2 + 1", "x^{2+1}"),
+            (r"\sqrt{2", r"\sqrt{2}"), ("2^3 3^2", "2^{33^2}"), ("5th root of 7", "5"),
+            ("x^2 + 1", "x^{2+1}"),
             (r"\ln x^2", r"\ln x"),
         ],
     ),

@@ -68,10 +68,10 @@ _BASED = re.compile(
     r" ?(?:\} ?|\\text ?\{)? ?(?:base )?(\d+|[a-z]+)[ })]*"
 )
 _ALL_REALS = re.compile(
-    r"\\mathbb ?\{R\}|(?:\\text ?\{)? ?all real(?: number)?s ?\}?", re.IGNORECASE
+    r"\\mathbb ?(?:\{R\}|R)|(?:\\text ?\{)? ?all real(?: number)?s ?\}?", re.IGNORECASE
 )
 _ALL_BUT = re.compile(
-    r"(?:\\mathbb ?\{R\}|R) ?(?:\\setminus(?![a-z])|\\backslash(?![a-z])|-) ?\\\{(.+)\\\}"
+    r"(?:\\mathbb ?(?:\{R\}|R)|R) ?(?:\\setminus(?![a-z])|\\backslash(?![a-z])|-) ?\\\{(.+)\\\}"
 )
 _TEXT_LIST = re.compile(r"\\text ?\{((?: ?[A-Za-z\d] ?(?:,|;|and|or|(?=\})))+)\}")
 
@@ -258,7 +258,6 @@ def _flat_union(parts: list[Answer]) -> list[Answer]:
 def _read_brackets(text: str) -> Answer | None:
     if text.startswith(r"\{") and text.endswith(r"\}"):
         return _read_set(text[2:-2].strip())
-    text = re.sub(r"^\\langle ?", "(", re.sub(r" ?\\rangle$", ")", text))
     if not text or text[0] not in "([" or text[-1] not in ")]" or not encloses(text):
         return None
     inside = split_at_signs(text[1:-1], ",;")

@@ -239,7 +239,7 @@ class _Reader:
 
     def repeating(self, token: Token) -> Number | None:
         r"""The number in front of the repeating digits of `0.1\overline{6}`."""
-        if self.next.kind != "name" or self.next.text not in ("overline", "bar"):
+        if self.next.kind != "name" or self.next.text not in ("overline", "bar", "dot"):
             return None
         self.take()
         self.expect("{")

@@ -29,7 +29,7 @@ _SIGNS = {
     "′": "'", "’": "'", "″": "''", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
     "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "⁄": "/", "∕": "/",
     "∠": r"\angle ", "…": r"\ldots ", "“": "", "”": "", "∖": r"\setminus ",
-    "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+    "⟨": "(", "⟩": ")", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
     "⌉": r"\rceil ", "￥": "¥", "\u200b": "", "\ufeff": "",
 }  # fmt: skip
 _LETTERS = str.maketrans(_SIGNS | {letter: f"\\{name} " for letter, name in _GREEK.items()})
@@ -49,7 +49,8 @@ _COMMANDS = {
     "vee": r" \text{ or } ", "lor": r" \text{ or } ", "land": r" \text{ and } ",
     "wedge": r" \text{ and } ", "varphi": r"\phi ", "varepsilon": r"\epsilon ", "tbinom": r"\binom",
     "dbinom": r"\binom", "prime": "'", "percent": "%", "pounds": "£", "euro": "€", "lparen": "(",
-    "rparen": ")", "minus": "-", "plus": "+", "bold": "", "left": "", "right": "", "big": "",
+    "rparen": ")", "langle": "(", "rangle": ")", "minus": "-", "plus": "+", "bold": "", "left": "",
+    "right": "", "big": "",
     "Big": "", "bigg": "", "Bigg": "", "bigl": "", "bigr": "", "Bigl": "", "Bigr": "", "biggl": "",
     "biggr": "", "displaystyle": "", "textstyle": "", "limits": "", "nolimits": "", "middle": "",
     "quad": " ", "qquad": " ", "thinspace": " ", "enspace": " ", "space": " ", "nobreakspace": " ",

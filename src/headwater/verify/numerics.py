@@ -59,7 +59,7 @@ def _number(tree: Expression, point: Mapping[str, Fraction]) -> Any:
         return {"e": _MP.e, "i": _MP.j, "pi": _MP.pi}[tree.name] * 1
     operands = [_number(operand, point) for operand in tree.operands]
     try:
-        if tree.operator == "^" and _MP.im(operands[0]) == 0 and operands[0] < 0:
+        if tree.operator == "^" and _negative(operands[0]):
             value = _power_of_negative(operands, tree.operands[1])
         else:
             value = _apply(tree.operator, operands)
@@ -68,6 +68,10 @@ def _number(tree: Expression, point: Mapping[str, Fraction]) -> Any:
     if _MP.isfinite(value) and value and abs(_MP.mag(abs(value))) > MAX_BITS:
         raise TooLarge("number too large")
     return value
+
+
+def _negative(value: Any) -> bool:
+    return bool(_MP.im(value) == 0 and _MP.re(value) < 0)
 
 
 def _power_of_negative(operands: list[Any], exponent: Expression) -> Any:
@@ -104,7 +108,7 @@ def _apply(operator: str, operands: list[Any]) -> Any:
         return _MP.log(first, operands[1] if len(operands) > 1 else 10)
     if operator == "root":
         index = operands[1]
-        if _MP.im(first) == 0 and first < 0 and index == int(_MP.re(index)) and index % 2:
+        if _negative(first) and index == int(_MP.re(index)) and index % 2:
             return -_MP.power(-first, 1 / index)
         return _MP.power(first, 1 / index)
     return _NUMERIC[operator](*operands)

@@ -26,8 +26,7 @@ class TooLarge(PastLimits):
 FUNCTIONS = frozenset(
     {
         "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh",
-        "tanh", "log", "ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "binom", "root",
-        "conj",
+        "tanh", "log", "ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "binom",
     }
 )  # fmt: skip
 _PLAIN_NAMES = {

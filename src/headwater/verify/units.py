@@ -66,6 +66,7 @@ _QUOTIENT = re.compile(
     r"\\frac ?\{ ?\\text ?\{([^{}]*)\} ?\} ?\{ ?\\text ?\{([^{}]*)\} ?\}"
     r"|\\text ?\{([^{}]*)\} ?/ ?\\text ?\{([^{}]*)\}"
 )
+_MEASURED_TEXT = re.compile(r"^\\text ?\{ ?([+-]?[\d./]*\d) ([A-Za-z][^{}]*)\}$")
 _RAISED_UNIT = re.compile(r"(\\text ?\{[^{}]*\^) ?\{ ?([23]) ?\}")
 _TRAILING_CHINESE = re.compile(
     "(?<=[0-9})])[个元米厘毫千克度小时分钟秒天年岁月人平立方单位升只本种次块斤公里]+$"
@@ -102,6 +103,7 @@ def split_unit(text: str) -> Measured:
     unit, multiplier = "", Fraction(1)
     if "\\text" in text:
         text = _RAISED_UNIT.sub(r"\1\2", _QUOTIENT.sub(_quotient, text))
+        text = _MEASURED_TEXT.sub(r"\1 \\text{\2}", text)
     if money := _CURRENCY.match(text):
         sign = (money.group(2) or money.group(3)).removeprefix("US").strip()
         unit = _CURRENCY_UNITS.get(sign, sign if sign in "£€¥" else "$")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from headwater.verify.expression import Number
+from headwater.verify.expression import Number, Symbol
 from headwater.verify.kinds import Answer, Choice, Clock, Scalar, Text
 from headwater.verify.tokens import FUNCTIONS
 from headwater.verify.units import split_unit
@@ -48,6 +48,7 @@ _LEAD_IN_TEXT = re.compile(rf"\\text ?\{{ ?{_LEAD_IN} ?\}} ?(.+)", re.IGNORECASE
 _LEAD_IN_RAW = re.compile(rf"{_LEAD_IN}(?: (.+)|(\(.+))", re.IGNORECASE | re.DOTALL)
 _CHOICE_TEXT = re.compile(r"^\\text ?\{ ?(\(?[A-J][.)])( [^{}]*)?\}")
 _CHOICE = re.compile(r"(?:([A-J])[.)]|\(([A-J])\)) (.+)", re.DOTALL)
+_CHOICE_ALONE = re.compile(r"([A-J])\)|\\text ?\{ ?([A-J])\) ?\}")
 _CONTENT = re.compile(r"[\w(\[{$]|-(?=[\w\\])|\\(?:d?frac|sqrt|text|pi|infty|begin|\{)(?![a-z])")
 _NO_CONTENT = re.compile(
     r"(?<![A-Za-z\\])(?:[A-J][.)]|\([A-J]\)|(?:or|not|nor|maybe|perhaps|possibly|probably|either"
@@ -117,9 +118,11 @@ def without_lead_in(text: str) -> str:
 
 
 def read_choice(text: str, read: Callable[[str], Answer]) -> Answer | None:
-    r"""A lettered choice with what it says: `C. 12`, `(C) 12`, `\text{(C)} 12`."""
+    r"""A lettered choice with what it says: `C. 12`, `(C) 12`, `\text{(C)} 12`; or `C)` alone."""
     if text[:1] not in "(\\ABCDEFGHIJ":
         return None
+    if alone := _CHOICE_ALONE.fullmatch(text):
+        return Scalar(Symbol(alone.group(1) or alone.group(2)))
     match = _CHOICE.fullmatch(_CHOICE_TEXT.sub(r"\1\2", text))
     content = match.group(3).strip() if match else ""
     if match is None or not _CONTENT.match(content) or _NO_CONTENT.search(content):

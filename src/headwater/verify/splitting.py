@@ -26,7 +26,7 @@ def is_label(text: str) -> bool:
     if not text or len(text) > _LONGEST_LABEL:
         return False
     bare = _SUBSCRIPT.sub("", _APPLICATION.sub("f", _TEXT.sub(" \\1 ", text)))
-    if not _LABEL.fullmatch(bare) or not re.search(r"[A-Za-z]", bare):
+    if not _LABEL.fullmatch(bare) or bare.count("|") % 2 or not re.search(r"[A-Za-z]", bare):
         return False
     names = re.findall(r"[A-Za-z]+", bare)
     return not any(name in FUNCTIONS or name in _NO_LABELS for name in names)

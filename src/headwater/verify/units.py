@@ -114,8 +114,15 @@ def split_unit(text: str) -> Measured:
             break
         text = found.body.rstrip()
         multiplier *= found.multiplier
-        unit = " ".join(part for part in (found.unit, unit) if part and part != unit) or unit
+        unit = _joined(unit, found.unit)
     return Measured(text.strip(), unit, multiplier)
+
+
+def _joined(unit: str, earlier: str) -> str:
+    """Both units, currency first; what a percentage is of says nothing of its own."""
+    if not unit or earlier in ("", unit, PERCENT):
+        return earlier or unit
+    return f"{unit} {earlier}" if unit in _NEVER_GENERIC else f"{earlier} {unit}"
 
 
 def _quotient(units: re.Match[str]) -> str:
@@ -126,10 +133,17 @@ def _quotient(units: re.Match[str]) -> str:
 def compatible(one: str, other: str) -> bool:
     """Whether two units may be the same: one left out may be any, "units" any of its power.
 
+    A currency may leave out what it is paid for.
+
     >>> compatible("cm^2", ""), compatible("cm^2", "unit^2"), compatible("cm^2", "unit")
     (True, True, False)
     """
     if one == other or not one or not other:
+        return True
+    if any(
+        short in _NEVER_GENERIC and long.startswith(f"{short} ")
+        for short, long in ((one, other), (other, one))
+    ):
         return True
     names, powers = zip(*(unit.partition("^")[::2] for unit in (one, other)), strict=True)
     return GENERIC in names and powers[0] == powers[1] and not _NEVER_GENERIC.intersection(names)

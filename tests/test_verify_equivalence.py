@@ -173,7 +173,8 @@ def test_sums_of_roots_are_decided_exactly(a: int, b: int, off: int) -> None:
 
 PIECES = [*"0123456789xyi+-*/^_(){}[]|!,.;:=<>$%&'\"\\ \n", r"\frac", r"\sqrt", r"\text{", r"\pm",
           r"\cup", r"\in", r"\le", r"\begin{pmatrix}", r"\end{pmatrix}", r"\{", r"\}", "½", "³",
-          " or ", "^\\circ", "\\boxed{", "\\approx", "10^{", "\ud800", "\x00"]  # fmt: skip
+          " or ", "^\\circ", "\\boxed{", "root ", r"\floor", r"\cos^2", r"\bar", "²", "\\approx",
+          "10^{", "\ud800", "\x00"]  # fmt: skip
 
 
 @settings(max_examples=300)

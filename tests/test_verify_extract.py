@@ -20,6 +20,8 @@ from headwater.verify.extract import extract_answer, extract_first
         (r"\boxed{outer never closes \boxed{4}", "4"),
         (r"set { not closed \boxed{4}", "4"),
         (r"\boxed{}", ""),
+        (r"\boxed{6}, as it should stand in \boxed{}", "6"),
+        (r"\boxed{6} and \boxed{ } and \boxed{8}", "8"),
         (r"<think>\boxed{1}</think> \boxed{2}", "2"),
         (r"thinking from the prompt on \boxed{1}</think> \boxed{2}", "2"),
         (r"\boxed{1} <think>hm</think> \boxed{2} <think>and</think> \boxed{3}", "3"),

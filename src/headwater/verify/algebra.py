@@ -17,7 +17,6 @@ from math_verify import LatexExtractionConfig, parse, verify
 from headwater.verify import values
 from headwater.verify.equivalence import Finding, compare
 from headwater.verify.expression import Expression, Number, Operation, Symbol
-from headwater.verify.notation import normalise
 
 _DIGITS = 400
 
@@ -30,9 +29,7 @@ def settle(answer: str, gold: str) -> str:
     sympy's random points are the same for every case, whichever came before it.
     """
     sympy.core.random.seed(0)
-    finding: Finding = compare(
-        answer, gold, prove=prove, judge_opaque=lambda: judge_with_math_verify(answer, gold)
-    )
+    finding: Finding = compare(answer, gold, prove=prove, judge_opaque=judge_with_math_verify)
     return f"{finding.verdict.value}:{finding.how}"
 
 
@@ -48,9 +45,9 @@ def prove(one: Expression, other: Expression) -> bool | None:
 
 
 def judge_with_math_verify(answer: str, gold: str) -> bool:
-    """Math-Verify's word on mathematics that `opaque.is_for_algebra` admits."""
+    """Math-Verify's word on mathematics, in common notation, that `opaque` admits."""
     config = [LatexExtractionConfig()]
-    read = [parse(f"${normalise(text)}$", config, parsing_timeout=None) for text in (answer, gold)]
+    read = [parse(f"${text}$", config, parsing_timeout=None) for text in (answer, gold)]
     if not all(read) or any(isinstance(side[0], str) for side in read):
         return False
     return bool(verify(read[1], read[0], strict=True, timeout_seconds=None))

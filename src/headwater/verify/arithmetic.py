@@ -12,7 +12,7 @@ from headwater.verify.expression import Expression, Number, Operation, Symbol
 from headwater.verify.tokens import TooLarge
 
 MAX_BITS = 60_000
-_MAX_FACTORIAL = 1500
+_MAX_FACTORIAL = 3000
 CONSTANT_NAMES = frozenset({"e", "i", "pi"})
 
 
@@ -31,6 +31,13 @@ def symbols(tree: Expression) -> frozenset[str]:
     if isinstance(tree, Operation):
         return frozenset().union(*map(symbols, tree.operands))
     return frozenset()
+
+
+def mentions(tree: Expression, name: str) -> bool:
+    """Whether a symbol of that name occurs in the expression."""
+    if isinstance(tree, Operation):
+        return any(mentions(operand, name) for operand in tree.operands)
+    return isinstance(tree, Symbol) and tree.name == name
 
 
 def substitute(tree: Expression, point: Mapping[str, Fraction]) -> Expression:
@@ -92,7 +99,7 @@ def _factorial(value: Fraction) -> Fraction:
 def _binomial(over: Fraction, under: Fraction) -> Fraction:
     if over.denominator != 1 or under.denominator != 1 or over < 0 or under < 0:
         raise NotRational("binom")
-    if over > 10 * _MAX_FACTORIAL and min(under, over - under) > _MAX_FACTORIAL:
+    if over > 5 * _MAX_FACTORIAL and min(under, over - under) > _MAX_FACTORIAL:
         raise TooLarge("binomial too large")
     return Fraction(math.comb(over.numerator, under.numerator))
 

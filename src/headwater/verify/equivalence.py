@@ -9,38 +9,22 @@ set is no tuple, an open interval no closed one, an equation no number).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from headwater.types import Verdict
 from headwater.verify import values
-from headwater.verify.answers import label_free, read_answer, text_key
-from headwater.verify.expression import Expression, Number, Operation, Symbol
+from headwater.verify.answers import read_answer
 from headwater.verify.extract import extract_answer
-from headwater.verify.kinds import (
-    Answer,
-    Based,
-    Bracketed,
-    Labelled,
-    Listing,
-    Matrix,
-    Opaque,
-    Ratio,
-    Relation,
-    Scalar,
-    Text,
-    Union,
-)
+from headwater.verify.kinds import Answer
+from headwater.verify.matching import Matching, Prover
 from headwater.verify.notation import normalise
-from headwater.verify.opaque import is_for_algebra
+from headwater.verify.opaque import is_for_algebra, without_common_label
 from headwater.verify.tokens import PastLimits, TooLarge
-from headwater.verify.units import PERCENT, compatible
 
 MAX_ANSWER_CHARACTERS = 50_000
 _PROSE_CHARACTERS = 200
-_PLAIN_NUMBER = re.compile(r"([+-]?) ?(\d+|\d{1,3}(?:,\d{3})+)?(?:\.(\d*))?")
-_PERCENT = Number(Fraction(1, 100))
+_PLAIN_NUMBER = re.compile(r"([+-]?) ?(\d+|[1-9]\d{0,2}(?:,\d{3})+)?(?:\.(\d*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +41,7 @@ class Finding:
         return Finding(Verdict.CORRECT if equal else Verdict.INCORRECT, how)
 
 
-Prover = Callable[[Expression, Expression], bool | None]
-OpaqueJudge = Callable[[], bool | None]
+OpaqueJudge = Callable[[str, str], bool | None]
 
 
 def same_text(answer: str, gold: str) -> bool:
@@ -74,12 +57,12 @@ def compare(
     answer: str,
     gold: str,
     prove: Prover = values.equal,
-    judge_opaque: OpaqueJudge = lambda: None,
+    judge_opaque: OpaqueJudge = lambda answer, gold: None,
 ) -> Finding:
     """Compare an extracted answer with a gold answer.
 
-    `prove` decides about two expressions and `judge_opaque` about the whole pair where one
-    of the two cannot be read; both return None for not knowing.
+    `prove` decides about two expressions and `judge_opaque` about the whole pair, in common
+    notation, where one of the two cannot be read; both return None for not knowing.
     """
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return Finding(Verdict.UNPARSEABLE, f"longer than {MAX_ANSWER_CHARACTERS} characters")
@@ -99,15 +82,16 @@ def compare(
         return Finding(Verdict.UNPARSEABLE, f"cannot be read: {error}")
     if not met_opaque:
         return finding
+    one, other = without_common_label(one, other)
     if not is_for_algebra(one, other):
         return Finding(Verdict.UNPARSEABLE, finding.how)
-    equal = judge_opaque()
+    equal = judge_opaque(one, other)
     return finding if equal is None else Finding.of(equal, "compared by Math-Verify")
 
 
 def _compare_read(answer: Answer, gold: Answer, prove: Prover) -> tuple[Finding, bool]:
     """The finding, and whether it is open because something could not be taken apart."""
-    comparison = _Comparison(prove)
+    comparison = Matching(prove)
     equal = comparison.answers(answer, gold)
     kinds = f"{_kind(answer)} with {_kind(gold)}"
     if equal is not None:
@@ -118,165 +102,6 @@ def _compare_read(answer: Answer, gold: Answer, prove: Prover) -> tuple[Finding,
 
 def _kind(answer: Answer) -> str:
     return type(answer).__name__.lower()
-
-
-@dataclass(slots=True)
-class _Comparison:
-    """One comparison of two answers; True, False, or None where it is not known."""
-
-    prove: Prover
-    met_opaque: bool = field(default=False)
-
-    def answers(self, one: Answer, other: Answer) -> bool | None:
-        if isinstance(one, Labelled) or isinstance(other, Labelled):
-            return self.labelled(one, other)
-        if isinstance(one, Opaque) or isinstance(other, Opaque):
-            self.met_opaque |= not isinstance(one, Text) and not isinstance(other, Text)
-            return None if self.met_opaque else False
-        match one, other:
-            case Scalar(), Scalar():
-                return self.scalars(one, other)
-            case Listing(), Listing():
-                return self.in_any_order(one.items, other.items)
-            case Bracketed(), Bracketed():
-                return one.brackets == other.brackets and self.in_order(one.items, other.items)
-            case Union(), Union():
-                return self.in_any_order(one.parts, other.parts)
-            case Matrix(), Matrix():
-                return self.matrices(one, other)
-            case Relation(), Relation():
-                return self.relations(one, other)
-            case Ratio(), Ratio():
-                return self.ratios(one, other)
-            case Text(), Text():
-                return one.key == other.key
-            case (Based(), Based()):
-                return one == other
-            case (Text(key), Scalar(Symbol(name))) | (Scalar(Symbol(name)), Text(key)):
-                return key == text_key(name)
-        return self.one_in_braces(one, other)
-
-    def one_in_braces(self, one: Answer, other: Answer) -> bool | None:
-        r"""`\{5\}` is 5; apart from that kinds do not mix."""
-        for listing, single in ((one, other), (other, one)):
-            if isinstance(listing, Listing) and len(listing.items) == 1 and listing.is_set:
-                return self.answers(listing.items[0], single)
-        return False
-
-    def labelled(self, one: Answer, other: Answer) -> bool | None:
-        """x = 5 against 5, x = 5, y = 5 or 2x = 10."""
-        if isinstance(one, Labelled) and isinstance(other, Labelled):
-            if one.label == other.label:
-                return self.answers(one.value, other.value)
-            return self.equations(one.equation, other.equation)
-        named, bare = (one, other) if isinstance(one, Labelled) else (other, one)
-        assert isinstance(named, Labelled)
-        if isinstance(bare, Relation):
-            return self.equations(named.equation, bare)
-        return self.answers(named.value, bare)
-
-    def equations(self, one: Relation | None, other: Relation | None) -> bool | None:
-        return False if one is None or other is None else self.relations(one, other)
-
-    def scalars(self, one: Scalar, other: Scalar) -> bool | None:
-        percents = (one.unit == PERCENT) + (other.unit == PERCENT)
-        if percents == 1 and "" in (one.unit, other.unit):
-            same = self.prove(one.tree, other.tree)
-            if same is not False:
-                return same
-            trees = [
-                Operation("*", (side.tree, _PERCENT)) if side.unit else side.tree
-                for side in (one, other)
-            ]
-            return self.prove(trees[0], trees[1])
-        if not compatible(one.unit, other.unit):
-            return False
-        return self.prove(one.tree, other.tree)
-
-    def in_order(self, ones: tuple[Answer, ...], others: tuple[Answer, ...]) -> bool | None:
-        if len(ones) != len(others):
-            return False
-        return _all(self.answers(one, other) for one, other in zip(ones, others, strict=True))
-
-    def in_any_order(self, ones: tuple[Answer, ...], others: tuple[Answer, ...]) -> bool | None:
-        """Each item has its own partner; names on one side only fix the order."""
-        if len(ones) != len(others):
-            return False
-        labels, other_labels = (_labels(side) for side in (ones, others))
-        if max(len(labels), len(other_labels)) > 1 and not (labels and other_labels):
-            return self.in_order(ones, others)
-        left = list(others)
-        known = True
-        for one in ones:
-            results = [self.answers(one, other) for other in left]
-            if True in results:
-                left.pop(results.index(True))
-            elif None in results:
-                known = False
-                left.pop(results.index(None))
-            else:
-                return False
-        return True if known else None
-
-    def matrices(self, one: Matrix, other: Matrix) -> bool | None:
-        if len(one.rows) != len(other.rows):
-            return False
-        return _all(self.in_order(*rows) for rows in zip(one.rows, other.rows, strict=True))
-
-    def ratios(self, one: Ratio, other: Ratio) -> bool | None:
-        """a : b equals c : d where ad = bc."""
-        if len(one.items) != len(other.items):
-            return False
-        trees = [[label_free(item) for item in side.items] for side in (one, other)]
-        if not all(isinstance(item, Scalar) for side in trees for item in side):
-            return self.in_order(one.items, other.items)
-        left, right = ([item.tree for item in side if isinstance(item, Scalar)] for side in trees)
-        return _all(
-            self.prove(Operation("*", (left[0], after)), Operation("*", (right[0], before)))
-            for before, after in zip(left[1:], right[1:], strict=True)
-        )
-
-    def relations(self, one: Relation, other: Relation) -> bool | None:
-        """Same sides, or one difference of sides a constant times the other."""
-        flipped = tuple(_FLIPPED[name] for name in reversed(other.operators))
-        for operators, sides in (
-            (other.operators, other.sides),
-            (flipped, tuple(reversed(other.sides))),
-        ):
-            if one.operators == operators:
-                same = _all(self.prove(a, b) for a, b in zip(one.sides, sides, strict=True))
-                if same is not False:
-                    return same
-        if len(one.operators) != 1 or len(other.operators) != 1:
-            return False
-        same, sign = values.proportional(_difference(one), _difference(other))
-        if not same:
-            return same
-        operator, expected = one.operators[0], other.operators[0]
-        if operator in ("=", "!="):
-            return operator == expected
-        return sign != 0 and operator == (expected if sign > 0 else _FLIPPED[expected])
-
-
-def _labels(items: tuple[Answer, ...]) -> set[str]:
-    return {item.label for item in items if isinstance(item, Labelled)}
-
-
-_FLIPPED = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
-
-
-def _difference(relation: Relation) -> Expression:
-    left, right = relation.sides
-    return Operation("+", (left, Operation("neg", (right,))))
-
-
-def _all(results: Iterable[bool | None]) -> bool | None:
-    known = True
-    for result in results:
-        if result is False:
-            return False
-        known &= result is True
-    return True if known else None
 
 
 def stated_answer(gold: str) -> str:

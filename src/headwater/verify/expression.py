@@ -68,7 +68,7 @@ def read_expression(text: str) -> Expression:
     if len(text) > MAX_CHARACTERS:
         raise PastLimits("too long")
     reader = _Reader(tokens_of(text))
-    tree = reader.sum()
+    tree = reader.group()
     reader.expect_end()
     return tree
 
@@ -127,6 +127,16 @@ class _Reader:
         value = read()
         return self.node("neg", value) if negative else value
 
+    def group(self) -> Expression:
+        r"""sum (`\over` sum | `\choose` sum)?"""
+        value = self.sum()
+        if self.next.kind != "name" or self.next.text not in ("over", "choose"):
+            return value
+        name, under = self.take().text, self.sum()
+        if name == "choose":
+            return self.node("binom", value, under)
+        return self.node("*", value, self.node("inv", under))
+
     def sum(self) -> Expression:
         """term (('+' | '-') term)*"""
         terms = [self.signed(self.product)]
@@ -143,16 +153,22 @@ class _Reader:
                 factor = self.signed(self.factor)
                 factors.append(factor if sign == "*" else self.node("inv", factor))
             elif self.starts_factor():
-                if self.next.kind == "number":
+                if self.next.kind == "number" and not self.between_powers(factors[-1]):
                     raise Unreadable("two numbers side by side")
                 factors.append(self.power())
             else:
                 return factors[0] if len(factors) == 1 else self.node("*", *factors)
 
+    def between_powers(self, before: Expression) -> bool:
+        """Whether the next number follows a power and is the base of one, as in `2^3 5^2`."""
+        after = self.tokens[self.position + 1]
+        power = isinstance(before, Operation) and before.operator == "^"
+        return power and after.kind == "sign" and after.text == "^"
+
     def starts_factor(self) -> bool:
         token = self.next
         if token.kind in ("number", "name", "letter"):
-            return token.text not in ("rfloor", "rceil")
+            return token.text not in ("rfloor", "rceil", "over", "choose")
         return token.kind == "sign" and (
             token.text in ("(", "[", "{") or (token.text == "|" and not self.bars)
         )
@@ -223,7 +239,7 @@ class _Reader:
 
     def repeating(self, token: Token) -> Number | None:
         r"""The number in front of the repeating digits of `0.1\overline{6}`."""
-        if self.next.kind != "name" or self.next.text not in ("overline", "bar"):
+        if self.next.kind != "name" or self.next.text not in ("overline", "bar", "dot"):
             return None
         self.take()
         self.expect("{")
@@ -252,7 +268,7 @@ class _Reader:
 
     def bracketed(self, opening: str) -> Expression:
         bars, self.bars = self.bars, int(opening == "|")
-        value = self.sum()
+        value = self.group()
         self.expect(_CLOSING[opening])
         self.bars = bars
         return self.node("abs", value) if opening == "|" else value
@@ -261,6 +277,8 @@ class _Reader:
         r"""What a command takes: `{...}`, or the single next token (`\frac12`, `\frac1{72}`)."""
         token = self.next
         if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
+            if token.value != int(token.text):
+                raise Unreadable("a power of ten where one digit is taken")
             self.tokens[self.position : self.position + 1] = [
                 Token("number", digits, value=Fraction(int(digits)))
                 for digits in (token.text[0], token.text[1:])
@@ -331,7 +349,7 @@ _MINUS_ONE = (Number(Fraction(-1)), Operation("neg", (_ONE,)))
 
 
 def _proper_fraction(tree: Expression) -> Fraction | None:
-    """The value of a literal fraction of two whole numbers below one; None for anything else."""
+    """The value of a literal fraction of whole numbers, from 0 up to 1; None for anything else."""
     match tree:
         case Operation("*", (Number(over), Operation("inv", (Number(under),)))):
             return _proper(over, under)
@@ -340,4 +358,4 @@ def _proper_fraction(tree: Expression) -> Fraction | None:
 
 def _proper(over: Fraction, under: Fraction) -> Fraction | None:
     whole = over.denominator == under.denominator == 1
-    return over / under if whole and 0 < over < under else None
+    return over / under if whole and 0 <= over < under else None

@@ -30,7 +30,8 @@ _SENTENCE_END = re.compile(r"\.(?=\s+[A-Z]|\s*$)")
 def extract_answer(completion: str, policy: AnswerForm = "boxed") -> str | None:
     r"""Return the answer a completion gives in the form asked for, or None where it gives none.
 
-    "boxed" is the content of the last complete `\boxed{}` (`\boxed 7` and `\boxed {7}` count),
+    "boxed" is the content of the last complete `\boxed{}` with anything in it (`\boxed 7` and
+    `\boxed {7}` count), and "" where all boxes are empty;
     "hash" what follows the last `####` on its line, "answer_is" what follows the last
     "answer is" up to the end of its sentence. Thinking never counts: with closed thinking only
     the text after it is read, with thinking left open nothing is.
@@ -101,7 +102,8 @@ def _outer_box(text: str) -> str | None:
         if brace < len(text) and text[brace] == "{":
             closing = closing_of.get(brace)
             if closing is not None:
-                answer, covered_to = text[brace + 1 : closing], closing
+                covered_to = closing
+                answer = text[brace + 1 : closing].strip() or answer or ""
         elif bare := _BARE_BOX.match(text, box.end()):
             answer, covered_to = bare.group(1), bare.end()
     return None if answer is None else answer.strip()

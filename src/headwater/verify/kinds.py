@@ -55,7 +55,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A value under a name, as in x = 5; `equation` says the same as two sides, if it can."""
+    """A value under a name, as in x = 5 or x > 5; `equation` says it as a relation, if it can."""
 
     label: str
     value: Answer
@@ -78,6 +78,24 @@ class Based:
 
 
 @dataclass(frozen=True, slots=True)
+class Clock:
+    """A time of day; `half` is "a" or "p" where it is written, and empty where it is not."""
+
+    hour: int
+    minute: int
+    second: int
+    half: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A multiple-choice letter together with what that choice says."""
+
+    letter: str
+    content: Answer
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """Words, as a key without case, spacing and punctuation."""
 
@@ -92,6 +110,6 @@ class Opaque:
 
 
 Answer = (
-    Scalar | Listing | Bracketed | Union | Matrix | Relation | Labelled | Ratio | Based | Text
-    | Opaque
+    Scalar | Listing | Bracketed | Union | Matrix | Relation | Labelled | Ratio | Based | Clock
+    | Choice | Text | Opaque
 )  # fmt: skip

@@ -29,7 +29,7 @@ _SIGNS = {
     "′": "'", "’": "'", "″": "''", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
     "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "⁄": "/", "∕": "/",
     "∠": r"\angle ", "…": r"\ldots ", "“": "", "”": "", "∖": r"\setminus ",
-    "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+    "⟨": "(", "⟩": ")", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
     "⌉": r"\rceil ", "￥": "¥", "\u200b": "", "\ufeff": "",
 }  # fmt: skip
 _LETTERS = str.maketrans(_SIGNS | {letter: f"\\{name} " for letter, name in _GREEK.items()})
@@ -49,27 +49,40 @@ _COMMANDS = {
     "vee": r" \text{ or } ", "lor": r" \text{ or } ", "land": r" \text{ and } ",
     "wedge": r" \text{ and } ", "varphi": r"\phi ", "varepsilon": r"\epsilon ", "tbinom": r"\binom",
     "dbinom": r"\binom", "prime": "'", "percent": "%", "pounds": "£", "euro": "€", "lparen": "(",
-    "rparen": ")", "minus": "-", "plus": "+", "bold": "", "left": "", "right": "", "big": "",
+    "rparen": ")", "langle": "(", "rangle": ")", "minus": "-", "plus": "+", "bold": "", "left": "",
+    "right": "", "big": "",
     "Big": "", "bigg": "", "Bigg": "", "bigl": "", "bigr": "", "Bigl": "", "Bigr": "", "biggl": "",
     "biggr": "", "displaystyle": "", "textstyle": "", "limits": "", "nolimits": "", "middle": "",
     "quad": " ", "qquad": " ", "thinspace": " ", "enspace": " ", "space": " ", "nobreakspace": " ",
     "hfill": " ", "newline": " ", "boldsymbol": "", "mathbf": "", "mathit": "", "mathsf": "",
     "bm": "", "mathnormal": "", "rm": "", "bf": "", "it": "", "mathop": "", "mathrel": "",
+    "boxed": "", "tiny": "", "small": "", "normalsize": "", "large": "", "Large": "", "LARGE": "",
+    "huge": "", "Huge": "", "scriptstyle": "", "scriptscriptstyle": "", "checkmark": "",
 }  # fmt: skip
 _TEXT_COMMANDS = frozenset(
     {
         "text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "hbox",
-        "fbox", "mathrm", "operatorname", "emph", "mathtt", "underline", "textup", "mathring",
+        "fbox", "mathrm", "operatorname", "emph", "mathtt", "underline", "textup",
+        "textsc", "textmd", "mathring",
     }
 )  # fmt: skip
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\*?[ \t\n]*|\\([^a-zA-Z])", re.DOTALL)
 _SPACES_OF_TEX = frozenset(",;:! >/\t\n()[]")
-_EMPTY_GROUP_COMMA = re.compile(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)")
-_SMALL_SPACE_COMMA = re.compile(r"(?<=\d)\s*,\s*\\[!,]\s*(?=\d)")
-_GROUPED_BY_COMMA = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_GROUPED_BY_SPACE = re.compile(
-    r"(?<![\d.,/^_}\w] )(?<![\d.,/^_}\w])\d{1,3}(?: \d{3})+(?![\d/]| ?/| \d| ?\\frac)"
+_DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
+_BOLD = re.compile(r"\*\*([^*]+)\*\*")
+_NO_BRACKET = re.compile(r"\\(?:left|right) ?\.")
+_COLOUR = re.compile(r"\\(?:text)?color ?\{[^{}]*\}")
+_PHANTOM = re.compile(r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)")
+_TEXT_MARK = re.compile(r"\\text ?\{ ?[.,;:]? ?\}$")
+_TEXT_DOLLAR = re.compile(r"\\text ?\{([^{}]*\\\$) ?\}")
+_GROUPED_BY_TEX = re.compile(
+    r"(?<![\d.,}!])[1-9]\d{0,2}(?:\s*(?:\{\s*,\s*\}|,\s*\\!)\s*\d{3})+(?!\d)"
 )
+_GROUPED_BY_COMMA = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_GROUPED_BY_SPACE = re.compile(
+    r"(?<![\d.,/^_}\w] )(?<![\d.,/^_}\w])\d{1,3}(?: \d{3})+(?![\d/]| ?/| \d(?!\d?/)| ?\\frac)"
+)
+_NO_DIGIT = re.compile(r"\D+")
 _BLANKS = re.compile(r"\s+")
 
 
@@ -80,12 +93,27 @@ def normalise(text: str) -> str:
     ('\\frac{1}{2} x^{2}', '1722', '\\sqrt{2} \\cdot\\pi')
     """
     text = _without_unicode(text)
-    text = _EMPTY_GROUP_COMMA.sub("", _SMALL_SPACE_COMMA.sub("", text))
+    if "\\" in text:
+        text = _without_decoration(text)
+    if bold := _BOLD.fullmatch(text.strip()):
+        text = bold.group(1)
+    if "," in text and ("\\!" in text or "}" in text):
+        text = _GROUPED_BY_TEX.sub(lambda number: _NO_DIGIT.sub("", number.group()), text)
     text = _COMMAND.sub(_common_command, text)
     text = text.replace("$", " ").replace("~", " ").replace("**", "^").replace("\u00a4", r"\$")
-    text = _BLANKS.sub(" ", text).strip()
+    text = _TEXT_DOLLAR.sub(r"\1", _TEXT_MARK.sub("", _BLANKS.sub(" ", text).strip()))
     text = _without_closing_mark(text)
     return _join_digit_groups(text)
+
+
+def _without_decoration(text: str) -> str:
+    r"""Without colours and phantoms, and with `\\\\frac`, as doubly escaped text has it, single."""
+    if "\\begin" not in text or "\\\\begin" in text:
+        if "\\\\begin" in text:
+            text = text.replace("\\\\", "\\")
+        text = _DOUBLED_BACKSLASH.sub(lambda _: "\\", text)
+    text = _NO_BRACKET.sub("", text)
+    return _PHANTOM.sub("", _COLOUR.sub("", text)) if "o" in text else text
 
 
 def _without_unicode(text: str) -> str:
@@ -134,7 +162,7 @@ def _common_command(match: re.Match[str]) -> str:
 
 
 def _without_closing_mark(text: str) -> str:
-    while text and text[-1] in ".,;:" and not text.endswith(("...", "\\;")):
+    while text and text[-1] in ".,;:\\" and not text.endswith(("...", "\\;")):
         text = text[:-1].rstrip()
     return text
 

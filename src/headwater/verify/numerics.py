@@ -9,7 +9,7 @@ from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 
-from headwater.verify.arithmetic import MAX_BITS, Undefined
+from headwater.verify.arithmetic import MAX_BITS, NotRational, Undefined, mentions, rational
 from headwater.verify.expression import Expression, Number, Symbol
 from headwater.verify.tokens import TooLarge
 
@@ -17,6 +17,7 @@ _MP = mpmath.MPContext()
 _MP_LOCK = threading.Lock()
 _POINTS = 6
 _ROUNDING = 0.02
+_NOT_REAL = 1e-12
 _LARGEST_ARGUMENT = 20_000
 _AXES = (
     Fraction(1_299_709, 524_287), Fraction(-611_953, 262_139), Fraction(86_028_157, 131_071),
@@ -58,12 +59,31 @@ def _number(tree: Expression, point: Mapping[str, Fraction]) -> Any:
         return {"e": _MP.e, "i": _MP.j, "pi": _MP.pi}[tree.name] * 1
     operands = [_number(operand, point) for operand in tree.operands]
     try:
-        value = _apply(tree.operator, operands)
+        if tree.operator == "^" and _negative(operands[0]):
+            value = _power_of_negative(operands, tree.operands[1])
+        else:
+            value = _apply(tree.operator, operands)
     except (ZeroDivisionError, ValueError, OverflowError) as error:
         raise Undefined(tree.operator) from error
     if _MP.isfinite(value) and value and abs(_MP.mag(abs(value))) > MAX_BITS:
         raise TooLarge("number too large")
     return value
+
+
+def _negative(value: Any) -> bool:
+    return bool(_MP.im(value) == 0 and _MP.re(value) < 0)
+
+
+def _power_of_negative(operands: list[Any], exponent: Expression) -> Any:
+    """The real one where there is a real root, as in (-8)^(1/3) = -2."""
+    try:
+        fraction = rational(exponent)
+    except (NotRational, Undefined):
+        fraction = Fraction(0)
+    if fraction.denominator == 1 or fraction.denominator % 2 == 0:
+        return _apply("^", operands)
+    size = _apply("^", [-operands[0], operands[1]])
+    return -size if fraction.numerator % 2 else size
 
 
 def _apply(operator: str, operands: list[Any]) -> Any:
@@ -88,7 +108,7 @@ def _apply(operator: str, operands: list[Any]) -> Any:
         return _MP.log(first, operands[1] if len(operands) > 1 else 10)
     if operator == "root":
         index = operands[1]
-        if _MP.im(first) == 0 and first < 0 and index == int(_MP.re(index)) and index % 2:
+        if _negative(first) and index == int(_MP.re(index)) and index % 2:
             return -_MP.power(-first, 1 / index)
         return _MP.power(first, 1 / index)
     return _NUMERIC[operator](*operands)
@@ -102,6 +122,13 @@ _NUMERIC: dict[str, Any] = {
     "sec": _MP.sec, "csc": _MP.csc, "arcsin": _MP.asin, "arccos": _MP.acos,
     "arctan": _MP.atan, "sinh": _MP.sinh, "cosh": _MP.cosh, "tanh": _MP.tanh,
 }  # fmt: skip
+
+
+def outside_domain(left: Expression, right: Expression, values: list[Any]) -> bool:
+    """Whether both sides are real functions that have no real value where `values` were taken."""
+    if mentions(left, "i") or mentions(right, "i"):
+        return False
+    return all(abs(value.imag) > _NOT_REAL * max(abs(value), 1) for value in values)
 
 
 def roughly_equal(one: Expression, other: Expression) -> bool:

@@ -23,6 +23,14 @@ _ADMITTED = re.compile(r"(?!.*(?:[A-Za-z]{3}|\.\.))[0-9A-Za-z+\-*/^_(){}\[\],.|=
 _EQUALS = re.compile("=")
 
 
+def without_common_label(one: str, other: str) -> tuple[str, str]:
+    """Both sides without the name in front of `=`, where both give the same thing a value."""
+    sides = [split_at(text, _EQUALS) for text in (one, other)]
+    if len(sides[0]) == len(sides[1]) == 2 and sides[0][0] == sides[1][0]:
+        return sides[0][1], sides[1][1]
+    return one, other
+
+
 def is_for_algebra(*texts: str) -> bool:
     """Whether texts in common notation are calculus, matrices or sets, and nothing besides.
 

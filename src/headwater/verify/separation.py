@@ -15,8 +15,9 @@ from fractions import Fraction
 
 from headwater.verify.arithmetic import NotRational, Undefined, rational, symbols
 from headwater.verify.expression import Expression, Number, Operation, Symbol
-from headwater.verify.numerics import evaluate, points, threshold
+from headwater.verify.numerics import evaluate, outside_domain, points, threshold
 
+_FREE_PI = "pi as a variable"
 _GUARD_BITS = 40
 _MAX_PROOF_BITS = 20_000
 _DIGITS_PER_BIT = 0.302
@@ -34,37 +35,49 @@ class _Bound:
     under: float
 
 
-def prove_zero(tree: Expression) -> bool | None:
-    """Whether the tree is zero at the fixed points, by the separation bound; None without one."""
-    free = _with_free_pi(tree)
+def prove_equal(left: Expression, right: Expression) -> bool | None:
+    """Whether both sides are equal at the fixed points, by the separation bound; None without one.
+
+    Points where neither side is real say nothing about real functions. With pi in place of a
+    variable equality is proved, but not refuted.
+    """
+    left, right = sides = _with_free_pi(left), _with_free_pi(right)
+    difference = Operation("+", (left, Operation("neg", (right,))))
     compared = 0
-    for point in points(sorted(symbols(free))):
-        radicals: dict[Expression, int] = {}
+    for point in points(sorted(symbols(difference))):
+        point = {name: abs(x) if name == _FREE_PI else x for name, x in point.items()}
         try:
-            bound = _bound(free, point, radicals)
-            degree = math.prod(radicals.values())
-            if degree > _MAX_PROOF_BITS:
-                return None
-            bits = bound.over * (degree - 1) + bound.under + _GUARD_BITS
-            if bits > _MAX_PROOF_BITS:
-                return None
-            value = evaluate(
-                free, point, int(_DIGITS_PER_BIT * (bits + bound.over + bound.under)) + 5
-            )
-        except _NoBound:
-            return None
+            if point and outside_domain(left, right, [evaluate(s, point, 15) for s in sides]):
+                continue
+            is_zero = _is_zero(difference, point)
         except Undefined:
             continue
-        if abs(value) > threshold(2, _GUARD_BITS // 2 - int(bits)):
-            return False
+        except _NoBound:
+            return None
+        if not is_zero:
+            return None if _FREE_PI in point else False
         compared += 1
     return True if compared else None
+
+
+def _is_zero(tree: Expression, point: Mapping[str, Fraction]) -> bool:
+    radicals: dict[Expression, int] = {}
+    bound = _bound(tree, point, radicals)
+    degree = math.prod(radicals.values())
+    if degree > _MAX_PROOF_BITS:
+        raise _NoBound("degree")
+    bits = bound.over * (degree - 1) + bound.under + _GUARD_BITS
+    if bits > _MAX_PROOF_BITS:
+        raise _NoBound("bits")
+    digits = int(_DIGITS_PER_BIT * (bits + bound.over + bound.under)) + 5
+    value = evaluate(tree, point, digits)
+    return bool(abs(value) <= threshold(2, _GUARD_BITS // 2 - int(bits)))
 
 
 def _with_free_pi(tree: Expression) -> Expression:
     """pi is transcendental: an identity of roots holds for it only if it holds for a variable."""
     if isinstance(tree, Symbol):
-        return Symbol("pi as a variable") if tree.name == "pi" else tree
+        return Symbol(_FREE_PI) if tree.name == "pi" else tree
     if isinstance(tree, Operation):
         return Operation(tree.operator, tuple(map(_with_free_pi, tree.operands)))
     return tree

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from headwater.verify.tokens import FUNCTIONS, MAX_NESTING, PastLimits
 
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
-_APPLICATION = re.compile(r"(?<![A-Za-z])[fghpqFGHPQRST]'?(?:_\w|_\{\w+\})? ?\([^()]*\)")
-_SUBSCRIPT = re.compile(r"_ ?(?:\w|\{[^{}]*\})")
+_APPLICATION = re.compile(
+    r"(?<![A-Za-z])[fghpqFGHPQRST]'?(?:_\w|_\{\w+\})?(?: ?\^ ?\{ ?-1 ?\})? ?\([^()]*\)"
+)
+_SUBSCRIPT = re.compile(r"_ ?(?:\w|\{[^{}]*\})|(?<=[A-Za-z])\d(?![\d.])")
 _LABEL = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z'|:,(){} ])+")
 _LONGEST_LABEL = 60
 _OPENING, _CLOSING = "([{", ")]}"
@@ -18,13 +20,13 @@ _OPENING, _CLOSING = "([{", ")]}"
 def is_label(text: str) -> bool:
     r"""Whether text names a value (`x`, `f(2)`, `(p, q)`, `V_1 : V_2`, `\frac{NO}{BO}`).
 
-    A name has letters and no operators, digits only in subscripts and arguments.
+    A name has letters and no operators, digits only in subscripts (`x_1`, `x1`) and arguments.
     """
     text = text.strip()
     if not text or len(text) > _LONGEST_LABEL:
         return False
     bare = _SUBSCRIPT.sub("", _APPLICATION.sub("f", _TEXT.sub(" \\1 ", text)))
-    if not _LABEL.fullmatch(bare) or not re.search(r"[A-Za-z]", bare):
+    if not _LABEL.fullmatch(bare) or bare.count("|") % 2 or not re.search(r"[A-Za-z]", bare):
         return False
     names = re.findall(r"[A-Za-z]+", bare)
     return not any(name in FUNCTIONS or name in _NO_LABELS for name in names)
@@ -33,7 +35,9 @@ def is_label(text: str) -> bool:
 _NO_LABELS = frozenset(
     {
         "pi", "e", "i", "infty", "not", "or", "and", "emptyset", "mathbb", "sum", "prod", "int",
-        "lim", "cup", "cap",
+        "lim", "cup", "cap", "least", "most", "about", "than", "maybe", "perhaps", "approximately",
+        "roughly", "around", "more", "less", "between", "either", "neither", "nor", "never", "no",
+        "isn", "isnt", "cannot", "if", "but", "almost", "nearly", "wrong", "incorrect", "false",
     }
 )  # fmt: skip
 
@@ -43,7 +47,7 @@ def is_single_name(label: str) -> bool:
 
 
 def label_key(label: str) -> str:
-    return re.sub(r"\\text|[\s{}]", "", label)
+    return re.sub(r"\\text|[\s{}_]", "", label)
 
 
 def without_outer_braces(text: str) -> str:

@@ -26,11 +26,13 @@ class TooLarge(PastLimits):
 FUNCTIONS = frozenset(
     {
         "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh",
-        "tanh", "log", "ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "binom", "root",
-        "conj",
+        "tanh", "log", "ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "binom",
     }
 )  # fmt: skip
-_PLAIN_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "infty"}
+_PLAIN_NAMES = {
+    "asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "infty", "infinity": "infty",
+    "Infinity": "infty", "oo": "infty",
+}  # fmt: skip
 CONSTANTS = frozenset({"pi", "infty"})
 GREEK = frozenset(
     {
@@ -47,6 +49,7 @@ _TOKEN = re.compile(
 )
 _SHORTHANDS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\%": "%", "\\{": "{(", "\\}": ")}"}
 _MAX_EXPONENT_DIGITS = 4
+_NO_NAMES = frozenset({"not", "no", "nor", "never", "and", "or", "but", "except", "if", "is"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,12 @@ def _command_token(command: str, spaced: bool) -> Token:
 
 def _word_tokens(letters: str, spaced: bool) -> list[Token]:
     """Split a run of letters: a known name, an opaque word, or one-letter variables."""
+    if letters.lower() in _NO_NAMES:
+        raise Unreadable("a word that joins or denies")
     name = _PLAIN_NAMES.get(letters, letters)
     if name in FUNCTIONS or name in CONSTANTS or name in GREEK:
         return [Token("name", name, spaced)]
-    in_order = "".join(sorted(letters)) == letters
+    in_order = "".join(sorted(letters)) == letters and not letters.istitle()
     if len(letters) >= 3 and not in_order and re.search("[aeiouAEIOU]", letters):
         return [Token("letter", letters, spaced)]
     if len(letters) > 4:

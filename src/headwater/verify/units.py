@@ -22,10 +22,11 @@ _SYNONYMS = {
         "mile": "mi", "g": "gram gramme gm", "kg": "kilogram kilo kilogramme", "mg": "milligram",
         "pound": "lb lbs", "ounce": "oz", "second": "s sec secs", "minute": "min mins",
         "hour": "h hr hrs", "day": "", "week": "wk", "month": "", "year": "yr yrs",
-        "liter": "l litre", "ml": "milliliter millilitre", "gallon": "gal", "mph": "",
+        "liter": "l litre", "ml": "milliliter millilitre", "gallon": "gal",
         "$": "dollar usd buck", "cent": "c", "£": "gbp", "€": "euro eur", "¥": "yen yuan",
         PERCENT: "percent pct percentage", DEGREE: "degrees deg", GENERIC: "units",
         "square": "sq squares", "cubic": "cu", "people": "person persons", "radian": "rad rads",
+        "mol": "mole", "rupee": "rs", "mph": "", "kmh": "kph kmph", "joule": "", "newton": "",
         "child": "children", "man": "men", "woman": "women", "die": "dice", "mouse": "mice",
     }.items()
     for name in [unit, *names.split()]
@@ -45,17 +46,31 @@ _CHANGES_MEANING = frozenset(
         "impossible", "mod", "modulo", "remainder", "base", "factorial", "power", "root",
         "sqrt", "to", "from", "but", "wait", "actually", "answer",
         "half", "quarter", "third", "twice", "double", "triple", "other", "first", "last",
-        "negative", "positive", "else", "instead", "both", "all", "any", "sin", "cos", "tan",
+        "negative", "positive", "else", "instead", "both", "all", "sin", "cos", "tan",
         "cot", "sec", "csc", "log", "ln", "exp", "lim", "where", "when", "such", "that",
-        "infinity", "infinite", "many", "x", "y", "z",
+        "infinity", "infinite", "many", "x", "y", "z", "k", "ish", "etc", "excluding", "otherwise",
+        "likely", "guess", "think", "sure", "estimate", "estimated", "higher", "lower", "invalid",
     }
 )  # fmt: skip
-_FILLERS = frozenset(
+_ARTICLES = frozenset({"a", "an", "the", "of"})
+_FILLERS = _ARTICLES | frozenset(
     {
-        "of", "the", "a", "an", "per", "total", "each", "old", "long", "away", "left",
+        "per", "total", "each", "old", "long", "away", "left",
     }
 )  # fmt: skip
-_CURRENCY = re.compile(r"^([+-]? ?)(?:US ?)?(?:\\\$|[£€¥]|USD |Rs\.? ?)\s*")
+_MONEY = r"(?:US ?)?(?:\\\$|[£€¥]|USD|EUR|GBP|Rs\.?(?![a-z]))"
+_CURRENCY = re.compile(rf"^([+-]? ?)(?:({_MONEY})|\\text ?\{{ ?({_MONEY}) ?\}})\s*")
+_CURRENCY_UNITS = {"EUR": "€", "GBP": "£", "Rs": "rupee", "Rs.": "rupee"}
+_RATES = {"mile hour": "mph", "kmh": "km hour"}
+_QUOTIENT = re.compile(
+    r"\\frac ?\{ ?\\text ?\{([^{}]*)\} ?\} ?\{ ?\\text ?\{([^{}]*)\} ?\}"
+    r"|\\text ?\{([^{}]*)\} ?/ ?\\text ?\{([^{}]*)\}"
+)
+_MEASURED_TEXT = re.compile(r"^\\text ?\{ ?([+-]?[\d./]*\d) ([A-Za-z][^{}]*)\}$")
+_RAISED_UNIT = re.compile(r"(\\text ?\{[^{}]*\^) ?\{ ?([23]) ?\}")
+_TRAILING_CHINESE = re.compile(
+    "(?<=[0-9})])[个元米厘毫千克度小时分钟秒天年岁月人平立方单位升只本种次块斤公里]+$"
+)
 _TRAILING_TEXT = re.compile(r"\\text ?\{([^{}]*)\}(?: ?\^ ?\{? ?([23]) ?\}?)?$")
 _TRAILING_CURRENCY = re.compile(r"(?:\\\$|[£€¥])$")
 _TRAILING_DEGREES = re.compile(r"\^ ?\{? ?\\circ ?\}?(?: ?\\text ?\{ ?([CF]) ?\}| ?([CF]))?$")
@@ -63,6 +78,7 @@ _ANGLE_FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
 _TRAILING_WORDS = re.compile(
     r"(?<=[\d\s}).])([A-Za-z]+\.?(?:(?: ?/ ?| |-)[A-Za-z]+\.?)*)(?: ?\^ ?\{? ?([23]) ?\}?)?$"
 )
+_NEVER_GENERIC = frozenset({PERCENT, DEGREE, "$", "€", "£", "¥"})
 _SHORTEST_UNKNOWN_WORD = 4
 _MOST_WORDS = 4
 
@@ -85,22 +101,52 @@ def split_unit(text: str) -> Measured:
     ''
     """
     unit, multiplier = "", Fraction(1)
+    if "\\text" in text:
+        text = _RAISED_UNIT.sub(r"\1\2", _QUOTIENT.sub(_quotient, text))
+        text = _MEASURED_TEXT.sub(r"\1 \\text{\2}", text)
     if money := _CURRENCY.match(text):
-        sign = "£€¥"["£€¥".find(money.group()[-1])] if money.group().strip()[-1] in "£€¥" else "$"
-        text, unit = money.group(1) + text[money.end() :], sign
+        sign = (money.group(2) or money.group(3)).removeprefix("US").strip()
+        unit = _CURRENCY_UNITS.get(sign, sign if sign in "£€¥" else "$")
+        text = money.group(1) + text[money.end() :]
     for _ in range(_MOST_WORDS):
         found = _trailing(text.rstrip())
-        if found is None or not found.body.strip(" +-"):
+        if found is None or not found.body.strip(" +-") or (found.unit and unit == PERCENT):
             break
         text = found.body.rstrip()
         multiplier *= found.multiplier
-        unit = " ".join(part for part in (found.unit, unit) if part and part != unit) or unit
+        unit = _joined(unit, found.unit)
     return Measured(text.strip(), unit, multiplier)
 
 
+def _joined(unit: str, earlier: str) -> str:
+    """Both units, currency first; what a percentage is of says nothing of its own."""
+    if not unit or earlier in ("", unit, PERCENT):
+        return earlier or unit
+    return f"{unit} {earlier}" if unit in _NEVER_GENERIC else f"{earlier} {unit}"
+
+
+def _quotient(units: re.Match[str]) -> str:
+    over, under = (part for part in units.groups() if part is not None)
+    return rf"\text{{{over}/{under}}}"
+
+
 def compatible(one: str, other: str) -> bool:
-    """Whether two units may be the same: a unit left out may be any."""
-    return one == other or not one or not other or GENERIC in (one[:4], other[:4])
+    """Whether two units may be the same: one left out may be any, "units" any of its power.
+
+    A currency may leave out what it is paid for.
+
+    >>> compatible("cm^2", ""), compatible("cm^2", "unit^2"), compatible("cm^2", "unit")
+    (True, True, False)
+    """
+    if one == other or not one or not other:
+        return True
+    if any(
+        short in _NEVER_GENERIC and long.startswith(f"{short} ")
+        for short, long in ((one, other), (other, one))
+    ):
+        return True
+    names, powers = zip(*(unit.partition("^")[::2] for unit in (one, other)), strict=True)
+    return GENERIC in names and powers[0] == powers[1] and not _NEVER_GENERIC.intersection(names)
 
 
 def _trailing(text: str) -> Measured | None:
@@ -112,6 +158,8 @@ def _trailing(text: str) -> Measured | None:
     if degrees and not _ANGLE_FUNCTION.search(text):
         scale = degrees.group(1) or degrees.group(2) or ""
         return Measured(text[: degrees.start()], DEGREE + scale)
+    if chinese := _TRAILING_CHINESE.search(text):
+        return Measured(text[: chinese.start()], chinese.group())
     words = _TRAILING_TEXT.search(text)
     raw = words is None
     if words is None:
@@ -136,10 +184,11 @@ def _unit_of(text: str, exponent: str | None, raw: bool, set_apart: bool) -> Mea
     names: list[str] = []
     multiplier = Fraction(1)
     power = exponent or ""
-    words = re.findall(r"[A-Za-z%]+|\d", text)
+    words = re.findall(r"[A-Za-z%]+(?: ?\^ ?[23](?!\d))?|\d", text)
     if not words or len(words) > _MOST_WORDS + 2:
         return None
-    for word in words:
+    for piece in words:
+        word, _, raised = piece.replace(" ", "").partition("^")
         lower = word.lower()
         if lower in _CHANGES_MEANING or word.isdigit() or (raw and len(word) == 1):
             return None
@@ -150,12 +199,14 @@ def _unit_of(text: str, exponent: str | None, raw: bool, set_apart: bool) -> Mea
             long_enough = len(word) >= (2 if known else _SHORTEST_UNKNOWN_WORD)
             if raw and not (long_enough and (known or set_apart)):
                 return None
-            names.append(known or _singular(lower))
+            names.append((known or _singular(lower)) + (f"^{raised}" if raised else ""))
+    if not names and multiplier == 1 and _ARTICLES.issuperset(map(str.lower, words)):
+        return None
     if len(names) > 1 and names[0] in ("square", "cubic"):
         power = "2" if names[0] == "square" else "3"
         names = names[1:]
     unit = " ".join(names) + (f"^{power}" if power else "")
-    return Measured("", unit, multiplier)
+    return Measured("", _RATES.get(unit, unit), multiplier)
 
 
 def _known(word: str) -> str | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from headwater.verify.arithmetic import NotRational, Undefined, rational, substitute, symbols
 from headwater.verify.expression import Expression, Operation
-from headwater.verify.numerics import evaluate, points, threshold
-from headwater.verify.separation import prove_zero
+from headwater.verify.numerics import evaluate, outside_domain, points, threshold
+from headwater.verify.separation import prove_equal
 
 _PROBE_DIGITS = 50
 _MOST_PROBE_DIGITS = 400
@@ -33,22 +33,27 @@ def equal(left: Expression, right: Expression) -> bool | None:
     agreed = agree(left, right, _PROBE_DIGITS)
     if not agreed:
         return agreed
-    return prove_zero(Operation("+", (left, Operation("neg", (right,)))))
+    return prove_equal(left, right)
 
 
 def agree(left: Expression, right: Expression, digits: int, *, smallest: int = 1) -> bool | None:
     """Whether both sides have the same value to `digits` digits wherever one has a value.
 
-    Digits are relative to the larger side, or to `smallest` where both are below it. None where
+    Digits are relative to the larger side, or to `smallest` where both are below it. Functions
+    that do not mention i are compared where one is real, if there is such a point. None where
     neither side has a value at any point.
     """
-    compared = 0
-    for point in points(sorted(symbols(left) | symbols(right))):
-        same = _agree_at(left, right, point, digits, smallest)
-        if same is False:
-            return False
-        compared += same is True
-    return True if compared else None
+    tried = points(sorted(symbols(left) | symbols(right)))
+    for everywhere in (False, True):
+        compared = 0
+        for point in tried:
+            same = _agree_at(left, right, point, digits, smallest, everywhere or not point)
+            if same is False:
+                return False
+            compared += same is True
+        if compared:
+            return True
+    return None
 
 
 def _agree_at(
@@ -57,6 +62,7 @@ def _agree_at(
     point: Mapping[str, Fraction],
     digits: int,
     smallest: int,
+    everywhere: bool,
 ) -> bool | None:
     values: list[Any] = []
     for side in (left, right):
@@ -66,6 +72,8 @@ def _agree_at(
             values.append(None)
     if None in values:
         return None if values == [None, None] else False
+    if not everywhere and outside_domain(left, right, values):
+        return None
     one, other = values
     size = max(abs(one), abs(other), smallest)
     apart = abs(one - other) / size if size else size
@@ -73,7 +81,7 @@ def _agree_at(
         return True
     if apart > _CLEARLY_APART or digits >= _MOST_PROBE_DIGITS:
         return False
-    return _agree_at(left, right, point, 8 * digits, smallest)
+    return _agree_at(left, right, point, 8 * digits, smallest, everywhere)
 
 
 def proportional(left: Expression, right: Expression) -> tuple[bool | None, int]:

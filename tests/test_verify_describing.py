@@ -28,6 +28,8 @@ from headwater.verify.verifiers import make_verifier
         ("1:2", "1 : 2: a ratio"),
         ("101_2", "101 in base 2: a numeral with its base"),
         (r"\text{odd}", "odd: words"),
+        ("C. 12", "C: 12: a lettered choice and what it says"),
+        (r"3:45\text{ p.m.}", "3:45:00 pm: a time of day"),
         (r"\int_0^1 x", "mathematics for the algebra system"),
         ("{" * 60 + "}" * 60, "not read: nested too deeply"),
     ],

@@ -136,14 +136,14 @@ def _evaluate(job: StageJob, context: StageContext) -> None:
     for problem in job.problems:
         for attempt in range(job.config.attempts):
             answer = derive_key(value, job.seed, problem.id, attempt) % 2
-            (verdict,) = context.vault.grade(
+            (grade,) = context.vault.grade(
                 context.account, [(problem.id, f"\\boxed{{{answer}}}")]
             )
             rows.append(
                 {
                     "problem_id": problem.id,
                     "attempt": attempt,
-                    "verdict": verdict.value,
+                    "verdict": grade.verdict.value,
                     "response_tokens": 3 + answer,
                     "truncated": False,
                 }

@@ -14,6 +14,8 @@ from headwater.verify.kinds import (
     Answer,
     Based,
     Bracketed,
+    Choice,
+    Clock,
     Labelled,
     Listing,
     Matrix,
@@ -100,6 +102,8 @@ _KINDS: dict[type, str] = {
     Labelled: "a value under a name",
     Ratio: "a ratio",
     Based: "a numeral with its base",
+    Choice: "a lettered choice and what it says",
+    Clock: "a time of day",
     Text: "words",
     Opaque: "mathematics for the algebra system",
 }
@@ -128,6 +132,10 @@ def _spelled(answer: Answer) -> str:
             return _joined(items, " : ")
         case Based(digits, base):
             return f"{digits} in base {base}"
+        case Choice(letter, content):
+            return f"{letter}: {_spelled(content)}"
+        case Clock(hour, minute, second, half):
+            return f"{hour}:{minute:02}:{second:02} {half and half + 'm'}".strip()
         case Text(key):
             return key
         case Opaque(text):

@@ -12,8 +12,10 @@ import pytest
 
 from headwater.config.evaluation import Evaluation, EvaluationSampling
 from headwater.config.stages import Sampling
-from headwater.evals.answers import answer_of, votes_of
+from headwater.evals.answers import votes_of
+from headwater.verify.extract import extract_answer
 from headwater.verify.vault import LabelVault
+from headwater.verify.verifiers import make_verifier
 from headwater.workflow.outcome import read_attempts
 from stage_jobs import Run, make_job, make_model
 
@@ -29,7 +31,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(tmp_path_factory: pytest.TempPathFactory, student: Path) -> Callable[..., Run]:
     def make(**changes: Any) -> Run:
         config = Evaluation(**({"attempts": 3, "batch_prompts": BATCH} | changes))
-        options = {"verifier": "exact", "max_rows": 6}
+        options = {"max_rows": 6}
         folder = tmp_path_factory.mktemp("evaluate")
         job = make_job("evaluate", config, folder, model_dir=student, options=options)
         return Run(job, labels=True)
@@ -49,9 +51,10 @@ def test_answers_and_votes_are_those_of_the_responses(make_run: Callable[..., Ru
     assert any(row["answer"] for row in rows) and not all(row["answer"] for row in rows)
     for start in range(0, len(rows), 3):
         of_problem = rows[start : start + 3]
-        answers = [answer_of(row["response"], "exact") for row in of_problem]
+        answers = [extract_answer(row["response"]) or None for row in of_problem]
         assert [row["answer"] for row in of_problem] == answers
-        assert [row["vote"] for row in of_problem] == votes_of(answers, "exact")
+        votes = votes_of(answers, make_verifier("exact").same_answers)
+        assert [row["vote"] for row in of_problem] == votes
         assert all((row["answer"] is None) <= (row["verdict"] != "correct") for row in of_problem)
 
 

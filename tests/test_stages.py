@@ -538,8 +538,7 @@ def test_bfloat16_publishes_its_float32_masters(tmp_path: Path, student: Path) -
 
 def test_evaluation_grades_every_attempt_on_its_own_account(tmp_path: Path, student: Path) -> None:
     config = Evaluation(attempts=3, batch_prompts=4)
-    options = {"verifier": "exact"}
-    job = make_job("evaluate", config, tmp_path, model_dir=student, options=options)
+    job = make_job("evaluate", config, tmp_path, model_dir=student)
     run = Run(job, labels=True).start()
     rows = pq.read_table(run.job.output_dir / "attempts.parquet").to_pylist()
     expected = [(p.id, attempt) for p in problems().problems for attempt in range(3)]

@@ -45,7 +45,7 @@ def test_steps_of_a_grade() -> None:
         assert list(steps) == ["thinking", "answer", "read as", "gold", "gold read as", "verdict"]
         assert steps["thinking"] == "the first 24 characters, which do not count"
         assert steps["answer"] == r"\frac{1}{2}  (from the last complete \boxed{})"
-        assert steps["verdict"] == "correct: compared scalar with scalar"
+        assert steps["verdict"] == "correct: compared as fractions"
         silent = explain_grade("<think> 4", Label("p", "4"), verifier.explain("<think> 4", "4"))
     assert silent["thinking"].startswith("left open")
     assert silent["answer"] == "none was read"

@@ -180,7 +180,7 @@ def test_math_verifier_explains_itself() -> None:
         assert verifier.reads == {"boxed", "hash"}
         explanation = verifier.explain("#### 1/2", "0.5")
         assert (explanation.verdict, explanation.extracted) == (Verdict.CORRECT, "1/2")
-        assert explanation.how == "compared scalar with scalar"
+        assert explanation.how == "compared as fractions"
         assert verifier.explain("so 4", "4").verdict is Verdict.UNPARSEABLE
 
 

@@ -213,7 +213,7 @@ def _job(
         output_dir=output,
         checkpoint_dir=output / "batches",
         model_dir=model_dir,
-        options={"verifier": settings.verifier, "max_rows": how["rows"]},
+        options={"max_rows": how["rows"]},
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from headwater.config.evaluation import Evaluation
 from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.precision import resolve_device, resolve_dtype
-from headwater.evals.answers import answer_of, votes_of
+from headwater.evals.answers import votes_of
 from headwater.evals.batches import FinishedBatches, write_table
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
@@ -21,6 +21,9 @@ from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import RolloutBatch, RolloutSource
 from headwater.types import FinishReason, Problem, Verdict
+from headwater.verify.extract import ANSWER_FORMS, extract_first
+from headwater.verify.grading import Grade
+from headwater.verify.vault import LabelVault
 
 ATTEMPTS_FILE = "attempts.parquet"
 _SCHEMA = pa.schema(
@@ -78,7 +81,7 @@ def run(job: StageJob, context: StageContext) -> None:
         grades = context.vault.grade(context.account, list(zip(ids, texts, strict=True)))
         verdicts = [grade.verdict for grade in grades]
         rows = _rows(problems, config.attempts, batch, texts, verdicts)
-        _add_answers(rows, config.attempts, job.options["verifier"])
+        _add_answers(rows, config.attempts, grades, context.vault)
         tables.append(pa.Table.from_pylist(rows, schema=_SCHEMA))
         tokens = int(batch.lengths_N.sum())
         seconds = time.perf_counter() - began
@@ -138,10 +141,18 @@ def _rows(
     return rows
 
 
-def _add_answers(rows: list[dict[str, Any]], attempts: int, verifier: str) -> None:
-    """Fill in `answer` and `vote` of rows in the order of problems and attempts."""
+def _add_answers(
+    rows: list[dict[str, Any]], attempts: int, grades: Sequence[Grade], vault: LabelVault
+) -> None:
+    """Fill in `answer` and `vote` of rows in the order of problems and attempts.
+
+    A function says not what it read: its answers are looked for in every form.
+    """
+    forms = [form for form in ANSWER_FORMS if form in vault.reads]
+    for row, grade in zip(rows, grades, strict=True):
+        row["answer"] = grade.extracted or extract_first(row["response"], forms) or None
     for start in range(0, len(rows), attempts):
         rows_A = rows[start : start + attempts]
-        answers_A = [answer_of(row["response"], verifier) for row in rows_A]
-        for row, answer, vote in zip(rows_A, answers_A, votes_of(answers_A, verifier), strict=True):
-            row["answer"], row["vote"] = answer, vote
+        votes_A = votes_of([row["answer"] for row in rows_A], vault.same_answers)
+        for row, vote in zip(rows_A, votes_A, strict=True):
+            row["vote"] = vote

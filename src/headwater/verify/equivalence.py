@@ -1,9 +1,9 @@
 r"""Is an answer the gold answer? Text and exact arithmetic first; algebra only where they agree.
 
-`compare` runs in the caller's process, does a bounded amount of work and never raises for what a
-model wrote. Where it cannot decide it says so (`needs_algebra`), and `algebra.settle` does in a
-killable worker. Equality is exact: no tolerance, and a thing is equal only to its own kind (a
-set is no tuple, an open interval no closed one, an equation no number).
+`compare_at_sight` decides by spelling alone; it is safe in any process. `compare` reads and
+computes, which a crafted answer can make last: what models wrote is given to it in killable
+workers only (`algebra.settle`). Equality is exact: no tolerance, and a thing is equal only to its
+own kind (a set is no tuple, an open interval no closed one, an equation no number).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from headwater.types import Verdict
 from headwater.verify import values
@@ -24,16 +25,20 @@ from headwater.verify.tokens import PastLimits, TooLarge
 
 MAX_ANSWER_CHARACTERS = 50_000
 _PROSE_CHARACTERS = 200
-_PLAIN_NUMBER = re.compile(r"([+-]?) ?(\d+|[1-9]\d{0,2}(?:,\d{3})+)?(?:\.(\d*))?")
+_SIGHT_CHARACTERS = 1_000
+_LONGEST_DECIMAL = 30
+_PLAIN_NUMBER = re.compile(r"([+-]?) ?(\d+|[1-9]\d{0,2}(?:,\d{3})+)?(?:\.(\d*))?", re.ASCII)
+_SIMPLE_FRACTION = re.compile(
+    r"(-?)(?:\\[dt]?frac ?\{(-?\d{1,18})\} ?\{(\d{1,18})\}|(\d{1,18}) ?/ ?(\d{1,18}))", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A verdict and how it was reached; with `needs_algebra` it stands until algebra is done."""
+    """A verdict and how it was reached."""
 
     verdict: Verdict
     how: str
-    needs_algebra: bool = False
 
     @staticmethod
     def of(equal: bool, how: str) -> Finding:
@@ -53,6 +58,36 @@ def same_text(answer: str, gold: str) -> bool:
     return _bare(answer) == _bare(gold)
 
 
+def compare_at_sight(answer: str, gold: str) -> Finding | None:
+    r"""What spelling alone decides, in time linear in short texts; None for everything else.
+
+    Plain numbers (of any length) and simple fractions are compared by value, other short texts
+    are equal where they are written the same.
+
+    >>> compare_at_sight("1,000.0", "1000").verdict, compare_at_sight(r"\frac{1}{2}", "3/6").verdict
+    (<Verdict.CORRECT: 'correct'>, <Verdict.CORRECT: 'correct'>)
+    >>> compare_at_sight(r"\sqrt{8}", r"2\sqrt{2}") is None
+    True
+    """
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return Finding(Verdict.UNPARSEABLE, f"longer than {MAX_ANSWER_CHARACTERS} characters")
+    stated = stated_answer(gold)
+    numbers = _plain_number(answer), _plain_number(stated)
+    if numbers[0] and numbers[1]:
+        return Finding.of(numbers[0] == numbers[1], "compared as plain numbers, digit by digit")
+    if len(answer) + len(stated) > _SIGHT_CHARACTERS:
+        return None
+    fractions = _simple_fraction(answer), _simple_fraction(stated)
+    if None not in fractions:
+        return Finding.of(fractions[0] == fractions[1], "compared as fractions")
+    one, other = normalise(answer), normalise(stated)
+    if not one:
+        return Finding(Verdict.UNPARSEABLE, "nothing is left once spacing is dropped")
+    if _spelling(one) == _spelling(other):
+        return Finding.of(True, "written the same")
+    return None
+
+
 def compare(
     answer: str,
     gold: str,
@@ -64,16 +99,14 @@ def compare(
     `prove` decides about two expressions and `judge_opaque` about the whole pair, in common
     notation, where one of the two cannot be read; both return None for not knowing.
     """
-    if len(answer) > MAX_ANSWER_CHARACTERS:
-        return Finding(Verdict.UNPARSEABLE, f"longer than {MAX_ANSWER_CHARACTERS} characters")
-    numbers = _plain_number(answer), _plain_number(stated_answer(gold))
-    if numbers[0] and numbers[1]:
-        return Finding.of(numbers[0] == numbers[1], "compared as plain numbers, digit by digit")
+    seen = compare_at_sight(answer, gold)
+    if seen is not None:
+        return seen
     one, other = normalise(answer), normalise(stated_answer(gold))
-    if one and _spelling(one) == _spelling(other):
-        return Finding.of(True, "written the same")
     if not one:
         return Finding(Verdict.UNPARSEABLE, "nothing is left once spacing is dropped")
+    if _spelling(one) == _spelling(other):  # of longer texts
+        return Finding.of(True, "written the same")
     try:
         finding, met_opaque = _compare_read(read_answer(one), read_answer(other), prove)
     except TooLarge as error:
@@ -97,7 +130,7 @@ def _compare_read(answer: Answer, gold: Answer, prove: Prover) -> tuple[Finding,
     if equal is not None:
         return Finding.of(equal, f"compared {kinds}"), False
     how = f"no way to compare {kinds}"
-    return Finding(Verdict.UNPARSEABLE, how, needs_algebra=True), comparison.met_opaque
+    return Finding(Verdict.UNPARSEABLE, how), comparison.met_opaque
 
 
 def _kind(answer: Answer) -> str:
@@ -122,6 +155,21 @@ def _plain_number(text: str) -> str | None:
     part = (match.group(3) or "").rstrip("0")
     digits = whole + ("." + part if part else "")
     return "-" + digits if match.group(1) == "-" and digits != "0" else digits
+
+
+def _simple_fraction(text: str) -> Fraction | None:
+    r"""The value of a short plain number, `a/b` or `\frac{a}{b}`; None for anything else."""
+    text = text.strip().strip("$").strip()
+    number = _plain_number(text) if len(text) <= _LONGEST_DECIMAL else None
+    if number is not None:
+        return Fraction(number)
+    match = _SIMPLE_FRACTION.fullmatch(text)
+    if match is None:
+        return None
+    over, under = (int(match[2] or match[4]), int(match[3] or match[5]))
+    if under == 0:
+        return None
+    return Fraction(-over if match[1] else over, under)
 
 
 def _spelling(text: str) -> str:

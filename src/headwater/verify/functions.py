@@ -30,13 +30,8 @@ _SCORES = "headwater.tasks.procedural:scorer:reasoning_gym"
 _ROUNDING = 1e-9
 
 
-class FunctionVerifier(Grading):
-    """Grades by a function `f(completion: str, gold: str) -> bool | float`, in workers.
-
-    The number is the reward; from `correct_from` on it counts as correct. A function that raises
-    leaves its case UNPARSEABLE, one that runs past its limits TIMEOUT, both without reward. It
-    reads whatever it likes, so any answer form goes.
-    """
+class _ByFunction(Grading):
+    """A verifier whose workers call a user's function, unsealed; it may read any answer form."""
 
     def __init__(
         self, name: str, target: str, workers: int, timeout_seconds: float, correct_from: float
@@ -48,15 +43,24 @@ class FunctionVerifier(Grading):
         self._pool = WorkerPool(target, workers, limits, name)
         self._pool.start()
 
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
+
+
+class FunctionVerifier(_ByFunction):
+    """Grades by a function `f(completion: str, gold: str) -> bool | float`, in workers.
+
+    The number is the reward; from `correct_from` on it counts as correct. A function that raises
+    leaves its case UNPARSEABLE, one that runs past its limits TIMEOUT, both without reward. It
+    reads whatever it likes, so any answer form goes.
+    """
+
     def examine(self, items: Sequence[Submission]) -> list[Grade]:
         """Return verdicts with their reasons; raise StageError if the function returns neither
         a bool nor a number."""
         outcomes = self._pool.run([(completion, gold_answer(gold)) for completion, gold in items])
         return [self._grade(outcome) for outcome in outcomes]
-
-    def close(self) -> None:
-        """End the workers."""
-        self._pool.close()
 
     def _grade(self, outcome: CaseOutcome) -> Grade:
         if outcome.ending is not Ending.RETURNED:
@@ -71,7 +75,7 @@ class FunctionVerifier(Grading):
         return _rewarded(self.name, value, self._correct_from, outcome.seconds)
 
 
-class RewardVerifier(Grading):
+class RewardVerifier(_ByFunction):
     """Grades by a reward function `f(prompts, completions, **columns) -> list[float]`, in workers.
 
     It is called once for the completions of a problem that are graded together, and given every
@@ -82,12 +86,7 @@ class RewardVerifier(Grading):
     def __init__(
         self, name: str, target: str, workers: int, timeout_seconds: float, correct_from: float
     ) -> None:
-        self.name = name
-        self.reads = frozenset(ANSWER_FORMS)
-        self._correct_from = correct_from
-        limits = WorkerLimits(timeout_seconds=timeout_seconds, sealed=False)
-        self._pool = WorkerPool(f"{_REWARDS}:{target}", workers, limits, name)
-        self._pool.start()
+        super().__init__(name, f"{_REWARDS}:{target}", workers, timeout_seconds, correct_from)
 
     def examine(self, items: Sequence[Submission]) -> list[Grade]:
         """Return verdicts, rewards and reasons; raise StageError if the function returns anything
@@ -107,10 +106,6 @@ class RewardVerifier(Grading):
                 found = [one for _ in group for one in next(again) or ()]
             grades += found
         return grades
-
-    def close(self) -> None:
-        """End the workers."""
-        self._pool.close()
 
     def _call(self, groups: Sequence[Sequence[Submission]]) -> list[list[Grade] | None]:
         """Grades of each group; None where a call for several completions failed."""
@@ -185,6 +180,10 @@ class ProceduralVerifier(Grading):
         others = self._others.examine([items[index] for index in rest]) if rest else []
         grades |= dict(zip(rest, others, strict=True))
         return [grades[index] for index in range(len(items))]
+
+    def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Return whether the answers of each pair are the same mathematics."""
+        return self._others.same_answers(pairs)
 
     def close(self) -> None:
         """End the workers."""

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from headwater.types import Label, Verdict
-from headwater.verify.equivalence import Finding
+from headwater.verify.equivalence import Finding, compare_at_sight
 from headwater.verify.pool import CaseOutcome, Ending
 
 #: A completion and its gold answer; the whole label where more than the answer is read.
@@ -57,6 +57,10 @@ class Verifier(Protocol):
         """Return one verdict with its reason."""
         ...
 
+    def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Return whether the two (extracted) answers of each pair are the same."""
+        ...
+
     def close(self) -> None:
         """End the verifier's processes."""
         ...
@@ -87,6 +91,11 @@ class Grading:
     def explain(self, completion: str, gold: str | Label) -> Grade:
         """Return one verdict with its reason."""
         return self.examine([(completion, gold)])[0]
+
+    def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Return whether the answers of each pair are the same, as far as sight goes."""
+        found = (compare_at_sight(one, other) for one, other in pairs)
+        return [seen is not None and seen.verdict is Verdict.CORRECT for seen in found]
 
     def close(self) -> None:
         """End the verifier's processes."""

@@ -66,6 +66,15 @@ class LabelVault:
             raise LabelsExhausted(_out_of_budget(granted, len(ids), "completions"), grades)
         return grades
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The answer forms its verifier looks for."""
+        return self.__verifier.reads
+
+    def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether the answers of each pair are the same to the verifier; reads no label."""
+        return self.__verifier.same_answers(pairs)
+
     def solutions(self, account: Account, problem_ids: Sequence[str]) -> list[str]:
         """Return the worked solutions of problems; each costs its label and no verifier call.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from headwater.errors import InputError
 from headwater.tasks.prompts import prompt_form, render_solution
 from headwater.types import Label, Verdict
-from headwater.verify.equivalence import Finding, compare, same_text
+from headwater.verify.equivalence import Finding, compare_at_sight, same_text
 from headwater.verify.extract import ANSWER_FORMS, AnswerForm, extract_first
 from headwater.verify.functions import FunctionVerifier, ProceduralVerifier, RewardVerifier
 from headwater.verify.grading import (
@@ -26,7 +26,6 @@ from headwater.verify.grading import (
 from headwater.verify.pool import CaseOutcome, Ending, WorkerLimits, WorkerPool
 
 _ALGEBRA = "headwater.verify.algebra:settle"
-_CHEAP_CHARACTERS = 1_000
 _EXAMPLES_TRIED = 3
 _CHOICES = (
     'choose "math", "exact", "reasoning_gym", "python:module:function" or "reward:module:function"'
@@ -137,11 +136,15 @@ class ExactVerifier(Grading):
             grades.append(Grade.of(finding, extracted, time.perf_counter() - since))
         return grades
 
+    def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Return whether the answers of each pair are the same letters."""
+        return [same_text(one, other) for one, other in pairs]
+
 
 class MathVerifier(Grading):
     """Mathematical equality of the extracted answer and the gold answer.
 
-    Short text and rational numbers are compared here; what is long or needs algebra goes to
+    Plain numbers, simple fractions and equal spellings are decided here; everything else goes to
     killable workers, which start when the first such case comes.
     """
 
@@ -155,34 +158,51 @@ class MathVerifier(Grading):
 
     def examine(self, items: Sequence[Submission]) -> list[Grade]:
         """Return verdicts with their reasons, in order."""
-        grades: list[Grade] = []
-        open_cases: list[tuple[int, str, str]] = []
-        for index, (completion, gold) in enumerate(items):
+        read: list[tuple[str | None, float]] = []
+        for completion, _ in items:
             since = time.perf_counter()
-            answer = gold_answer(gold)
             extracted = extract_first(completion, self._forms)
-            if not extracted:
-                finding = no_answer(extracted, self._forms)
-            elif len(extracted) + len(answer) > _CHEAP_CHARACTERS:
-                finding = _TOO_LONG_FOR_HERE
-                open_cases.append((index, extracted, answer))
+            read.append((extracted, time.perf_counter() - since))
+        pairs = [
+            (extracted, gold_answer(gold))
+            for (extracted, _), (_, gold) in zip(read, items, strict=True)
+            if extracted
+        ]
+        compared = iter(self._compare(pairs))
+        grades = []
+        for extracted, seconds in read:
+            if extracted:
+                finding, more = next(compared)
+                grades.append(Grade.of(finding, extracted, seconds + more))
             else:
-                finding = compare(extracted, answer)
-                if finding.needs_algebra:
-                    open_cases.append((index, extracted, answer))
-            grades.append(Grade.of(finding, extracted, time.perf_counter() - since))
-        outcomes = self._pool.run([case[1:] for case in open_cases]) if open_cases else []
-        for (index, extracted, _), outcome in zip(open_cases, outcomes, strict=True):
-            seconds = grades[index].seconds + outcome.seconds
-            grades[index] = Grade.of(_settled(outcome), extracted, seconds)
+                grades.append(Grade.of(no_answer(extracted, self._forms), extracted, seconds))
         return grades
+
+    def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Return whether the answers of each pair are equal."""
+        return [finding.verdict is Verdict.CORRECT for finding, _ in self._compare(pairs)]
+
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Finding, float]]:
+        """Findings about (answer, gold) pairs, and the seconds each took."""
+        found: list[tuple[Finding, float]] = []
+        open_places: list[int] = []
+        for place, (answer, gold) in enumerate(pairs):
+            since = time.perf_counter()
+            finding = compare_at_sight(answer, gold)
+            if finding is None:
+                open_places.append(place)
+            found.append((finding or _OPEN, time.perf_counter() - since))
+        outcomes = self._pool.run([pairs[place] for place in open_places]) if open_places else []
+        for place, outcome in zip(open_places, outcomes, strict=True):
+            found[place] = (_settled(outcome), found[place][1] + outcome.seconds)
+        return found
 
     def close(self) -> None:
         """End the workers."""
         self._pool.close()
 
 
-_TOO_LONG_FOR_HERE = Finding(Verdict.UNPARSEABLE, "too long to compare outside a worker")
+_OPEN = Finding(Verdict.UNPARSEABLE, "not compared yet")
 
 
 def _settled(outcome: CaseOutcome) -> Finding:

@@ -314,7 +314,6 @@ class _Builder:
                 eval_set=name,
                 model=model,
                 sampling=sampling,
-                options={"verifier": self.recipe.task.verifier},
             )
             for name in self.recipe.task.eval
         }

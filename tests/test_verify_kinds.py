@@ -31,6 +31,54 @@ RULES: dict[str, tuple[Pairs, Pairs]] = {
             ("(C", "C"), ("C)", "D"), ("C(x)", "C"), ("Option", "C"),
         ],
     ),
+    "a word or letter is a unit only where it changes nothing": (
+        [
+            (r"7\text{ apples}", "7"), (r"7\text{ m}", "7"), (r"7\text{ N}", "7"),
+            (r"3+4\mathrm{i}", "3+4i"), (r"2\mathrm{\pi}", r"2\pi"),
+        ],
+        [
+            (r"3\mathrm{i}", "3"), (r"3+4\mathrm{i}", "7"), (r"7\text{M}", "7"), ("7 theta", "7"),
+            (r"2\mathrm{\pi}", "2"), (r"0.3\text{ repeating}", "0.3"),
+            (r"7\text{ hundredths}", "7"), (r"7\text{ lakh}", "7"), (r"7\text{ unlikely}", "7"),
+        ],
+    ),
+    "a name in front of a value denies nothing": (
+        [(r"\frac{NO}{BO} = 7", "7"), (r"\text{Area} = 7", "7")],
+        [
+            (r"\text{Not } x = 7", "7"), (r"\neg x = 7", "7"), (r"\cancel{x} = 7", "7"),
+            (r"\text{twice } x = 7", "7"), (r"\nexists x \in (2,5)", "(2,5)"),
+        ],
+    ),
+    "raised and lowered letters stay so": (
+        [("2ˣ", "2^x"), ("aₙ", "a_n"), ("2ᵐ⁺ⁿ", "2^{m+n}"), (r"\pi**2", r"\pi^2")],
+        [("2ˣ", "2x"), ("aₙ", "an"), (r"\pi**2", r"2\pi"), (r"\pi*-2", r"\pi-2")],
+    ),
+    "symbols that are no factors": (
+        [(r"\angle P Q R", r"\angle PQR"), (r"\bar{z}", r"\overline{z}")],
+        [
+            ("f(2x)", "2f(x)"), ("f(-x)", "-f(x)"), ("f(g(x))", "g(f(x))"),
+            (r"\frac{dy}{dx}", r"\frac{y}{x}"), (r"\angle PQR", r"\angle PRQ"),
+            (r"\emptyset-\emptyset", "0"),
+        ],
+    ),
+    "sets inside of sets, and of whole numbers": (
+        [(r"\{5\}", "5"), (r"\{x \in \mathbb{R} : 0<x<3\}", "(0,3)")],
+        [
+            (r"\{\{7\}\}", "7"), (r"\{1,2\}", r"\{\{1\},2\}"), (r"(\{1\},\{2\})", "(1,2)"),
+            (r"\{x \in \mathbb{Z} : 0<x<3\}", "(0,3)"), (r"\{x : 7\}", "7"),
+        ],
+    ),
+    "ratios have all their terms alike": (
+        [("0:4:6", "0:2:3"), ("4:12:12", "1:3:3")],
+        [("0:0", "3:4"), ("0:1:2", "0:5:7")],
+    ),
+    "functions in pieces": (
+        [("|x-1|+|x-2|", "|2-x|+|1-x|")],
+        [
+            ("|x-1|+|x-2|", "|2x-3|"), ("|x-1000|", "1000-x"),
+            (r"\lfloor x\rfloor", r"\lceil x\rceil-1"),
+        ],
+    ),
     "digits in groups of three are one number": (
         [
             (r"41,\!250,\!000", "41250000"), ("41{,}250.5", "41250.5"), ("41 250", "41250"),

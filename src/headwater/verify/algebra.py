@@ -61,6 +61,10 @@ def to_sympy(tree: Expression) -> Any:
         constants = {"e": sympy.E, "i": sympy.I, "pi": sympy.pi}
         return constants.get(tree.name) or sympy.Symbol(tree.name, real=True)
     assert isinstance(tree, Operation)
+    if tree.operator == "apply":
+        name, argument = tree.operands
+        assert isinstance(name, Symbol)
+        return sympy.Function(name.name)(to_sympy(argument))
     return _SYMPY[tree.operator](*map(to_sympy, tree.operands))
 
 

@@ -274,8 +274,11 @@ def _read_set(inside: str) -> Answer | None:
         return Scalar(Symbol("emptyset"))
     builder = split_at_signs(inside, "|:")
     if len(builder) == 2:
-        name = split_at(builder[0], _MEMBER)[0]
-        return label_free(_read(builder[1].strip())) if is_label(name) else None
+        name, *domain = split_at(builder[0], _MEMBER)
+        if not is_label(name) or (domain and not _ALL_REALS.fullmatch(domain[0])):
+            return None
+        condition = _read(builder[1].strip())
+        return label_free(condition) if isinstance(condition, Labelled) else Opaque(inside)
     if len(builder) > 2:
         return None
     items = tuple(

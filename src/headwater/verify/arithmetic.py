@@ -40,6 +40,20 @@ def mentions(tree: Expression, name: str) -> bool:
     return isinstance(tree, Symbol) and tree.name == name
 
 
+def applies(tree: Expression, operators: frozenset[str]) -> bool:
+    """Whether one of the operators occurs in the expression."""
+    if not isinstance(tree, Operation):
+        return False
+    return tree.operator in operators or any(applies(part, operators) for part in tree.operands)
+
+
+def numbers(tree: Expression) -> frozenset[Fraction]:
+    """The numbers that are written in the expression."""
+    if isinstance(tree, Operation):
+        return frozenset().union(*map(numbers, tree.operands))
+    return frozenset({tree.value}) if isinstance(tree, Number) else frozenset()
+
+
 def substitute(tree: Expression, point: Mapping[str, Fraction]) -> Expression:
     """The expression with numbers in place of variables."""
     if isinstance(tree, Symbol):

@@ -49,6 +49,11 @@ class Operation:
 
 Expression = Number | Symbol | Operation
 
+_NOTHING = Symbol("emptyset")
+#: Before a bracket these are functions nobody knows more of, not factors.
+_FUNCTION_LETTERS = frozenset("fg")
+_MOST_CORNERS = 3
+
 _DECORATIONS = frozenset(
     {
         "overline", "bar", "vec", "hat", "tilde", "overrightarrow", "mathbb", "mathcal", "angle",
@@ -109,6 +114,8 @@ class _Reader:
         self.nodes += 1
         if self.nodes > MAX_NODES:
             raise PastLimits("too many operations")
+        if _NOTHING in operands:
+            raise Unreadable("arithmetic with the empty set")
         return Operation(operator, operands)
 
     def nested(self, read: Callable[[], Expression]) -> Expression:
@@ -230,7 +237,11 @@ class _Reader:
         if token.kind == "number" and token.value is not None:
             return self.repeating(token) or Number(token.value)
         if token.kind == "letter":
-            return Symbol(token.text + self.subscript())
+            symbol = Symbol(token.text + self.subscript())
+            if token.text in _FUNCTION_LETTERS and self.next.text == "(" and not self.next.spaced:
+                self.take()
+                return self.node("apply", symbol, self.bracketed("("))
+            return symbol
         if token.kind == "name":
             return self.named(token.text)
         if token.kind == "sign" and token.text in _CLOSING:
@@ -266,6 +277,13 @@ class _Reader:
             name.append(token.text)
         return "".join(name)
 
+    def corners(self) -> str:
+        r"""The letters of `\angle ABC`."""
+        name = self.spelled()
+        while len(name) < _MOST_CORNERS and self.next.kind == "letter":
+            name += self.take().text
+        return name
+
     def bracketed(self, opening: str) -> Expression:
         bars, self.bars = self.bars, int(opening == "|")
         value = self.group()
@@ -287,6 +305,8 @@ class _Reader:
 
     def named(self, name: str) -> Expression:
         if name == "frac":
+            if [t.text for t in self.tokens[self.position : self.position + 2]] == ["{", "d"]:
+                raise Unreadable("a derivative, maybe")
             over = self.argument()
             return self.node("*", over, self.node("inv", self.argument()))
         if name == "binom":
@@ -303,6 +323,8 @@ class _Reader:
             if self.take().text != "r" + name[1:]:
                 raise Unreadable("a floor or ceiling that does not close")
             return self.node(name[1:], value)
+        if name in ("angle", "triangle"):
+            return Symbol(f"{name} {self.corners()}")
         if name in _DECORATIONS:
             return Symbol(f"{name} {self.spelled()}")
         if name in FUNCTIONS:

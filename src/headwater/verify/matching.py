@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import combinations
 
 from headwater.verify import values
 from headwater.verify.answers import label_free
@@ -33,6 +34,7 @@ from headwater.verify.words import same_time, text_key
 
 _FUNCTION = re.compile(r"([A-Za-z])\(([A-Za-z])\)")
 _EMPTY = Scalar(Symbol("emptyset"))
+_ZERO = Number(Fraction(0))
 _PERCENT = Number(Fraction(1, 100))
 
 Prover = Callable[[Expression, Expression], bool | None]
@@ -86,8 +88,15 @@ class Matching:
         r"""`\{5\}` is 5, but `\{\emptyset\}` is not empty; apart from that kinds do not mix."""
         for listing, single in ((one, other), (other, one)):
             if isinstance(listing, Listing) and len(listing.items) == 1 and listing.is_set:
-                return single != _EMPTY and self.answers(listing.items[0], single)
+                inside = listing.items[0]
+                nested = isinstance(inside, Listing) and inside.is_set
+                return single != _EMPTY and not nested and self.answers(inside, single)
         return False
+
+    def items(self, one: Answer, other: Answer) -> bool | None:
+        r"""What stands inside of something: `\{5\}` is not 5 there."""
+        sets = [isinstance(side, Listing) and side.is_set for side in (one, other)]
+        return sets[0] == sets[1] and self.answers(one, other)
 
     def choices(self, one: Answer, other: Answer) -> bool | None:
         """`C. 12` is C, and where C is not asked for it is 12."""
@@ -100,13 +109,16 @@ class Matching:
         return self.answers(choice.content, single)
 
     def clock_as_numbers(self, one: Answer, other: Answer) -> bool | None:
-        """3:2 may look like a time and be a ratio; 9 a.m. may be asked for as 9."""
+        """3:20 may look like a time and be a ratio; 9 a.m. may be asked for as 9."""
         clock, number = (one, other) if isinstance(one, Clock) else (other, one)
         assert isinstance(clock, Clock)
-        parts = [Scalar(Number(Fraction(part))) for part in (clock.hour, clock.minute)]
+        times = (clock.hour, clock.minute, clock.second)
+        parts = [Scalar(Number(Fraction(part))) for part in times]
         if isinstance(number, Ratio):
             if clock.half or not clock.minute:
                 return False
+            if not clock.second:
+                parts = parts[:-1]
             return self.ratios(Ratio(tuple(parts)), number)
         if not clock.half or clock.minute or clock.second or _has_unit(number):
             return False
@@ -164,7 +176,7 @@ class Matching:
         """Repeating an element of a set, or a point, changes nothing; numbers count."""
         if (one.is_set and other.is_set) or all(map(_of_points, (one, other))):
             pairs = [(i, other.items) for i in one.items] + [(i, one.items) for i in other.items]
-            return _all(_any(self.answers(item, side) for side in among) for item, among in pairs)
+            return _all(_any(self.items(item, side) for side in among) for item, among in pairs)
         if (one.is_set or other.is_set) and any(len(_labels(s.items)) > 1 for s in (one, other)):
             return False
         return self.in_any_order(one.items, other.items)
@@ -172,7 +184,7 @@ class Matching:
     def in_order(self, ones: tuple[Answer, ...], others: tuple[Answer, ...]) -> bool | None:
         if len(ones) != len(others):
             return False
-        return _all(self.answers(one, other) for one, other in zip(ones, others, strict=True))
+        return _all(self.items(one, other) for one, other in zip(ones, others, strict=True))
 
     def in_any_order(self, ones: tuple[Answer, ...], others: tuple[Answer, ...]) -> bool | None:
         """Each item has its own partner; names on one side only fix the order."""
@@ -184,7 +196,7 @@ class Matching:
         left = list(others)
         known = True
         for one in ones:
-            results = [self.answers(one, other) for other in left]
+            results = [self.items(one, other) for other in left]
             if True in results:
                 left.pop(results.index(True))
             elif None in results:
@@ -200,16 +212,20 @@ class Matching:
         return _all(self.in_order(*rows) for rows in zip(one.rows, other.rows, strict=True))
 
     def ratios(self, one: Ratio, other: Ratio) -> bool | None:
-        """a : b equals c : d where ad = bc."""
+        """a : b equals c : d where ad = bc, with every two of their terms; 0 : 0 equals nothing."""
         if len(one.items) != len(other.items):
             return False
         trees = [[label_free(item) for item in side.items] for side in (one, other)]
         if not all(isinstance(item, Scalar) for side in trees for item in side):
             return self.in_order(one.items, other.items)
         left, right = ([item.tree for item in side if isinstance(item, Scalar)] for side in trees)
+        if any(
+            _all(self.prove(term, _ZERO) for term in side) is not False for side in (left, right)
+        ):
+            return False
         return _all(
-            self.prove(Operation("*", (left[0], after)), Operation("*", (right[0], before)))
-            for before, after in zip(left[1:], right[1:], strict=True)
+            self.prove(Operation("*", (left[i], right[j])), Operation("*", (right[i], left[j])))
+            for i, j in combinations(range(len(left)), 2)
         )
 
     def relations(self, one: Relation, other: Relation) -> bool | None:

@@ -9,8 +9,16 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()", strict=True))
+_SUPERSCRIPTS = dict(
+    zip(
+        "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱᵃᵇᶜᵈᵉᶠᵍʰʲᵏˡᵐᵒᵖʳˢᵗᵘᵛʷˣʸᶻ",
+        "0123456789+-()niabcdefghjklmoprstuvwxyz",
+        strict=True,
+    )
+)
+_SUBSCRIPTS = dict(
+    zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ", "0123456789+-()aehijklmnoprstuvx", strict=True)
+)
 _FRACTIONS = {
     letter: unicodedata.normalize("NFKC", letter).split("⁄") for letter in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 }
@@ -30,7 +38,8 @@ _SIGNS = {
     "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "⁄": "/", "∕": "/",
     "∠": r"\angle ", "…": r"\ldots ", "“": "", "”": "", "∖": r"\setminus ",
     "⟨": "(", "⟩": ")", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
-    "⌉": r"\rceil ", "￥": "¥", "\u200b": "", "\ufeff": "",
+    "⌉": r"\rceil ", "￥": "¥", "\u200b": "", "\u200c": "", "\u200d": "",
+    "\u2060": "", "\ufeff": "",
 }  # fmt: skip
 _LETTERS = str.maketrans(_SIGNS | {letter: f"\\{name} " for letter, name in _GREEK.items()})
 
@@ -48,7 +57,8 @@ _COMMANDS = {
     "varnothing": r"\emptyset ", "degree": r"^\circ ", "degrees": r"^\circ ", "arcsin": r"\arcsin ",
     "vee": r" \text{ or } ", "lor": r" \text{ or } ", "land": r" \text{ and } ",
     "wedge": r" \text{ and } ", "varphi": r"\phi ", "varepsilon": r"\epsilon ", "tbinom": r"\binom",
-    "dbinom": r"\binom", "prime": "'", "percent": "%", "pounds": "£", "euro": "€", "lparen": "(",
+    "dbinom": r"\binom", "bar": r"\overline", "prime": "'",
+    "percent": "%", "pounds": "£", "euro": "€", "lparen": "(",
     "rparen": ")", "langle": "(", "rangle": ")", "minus": "-", "plus": "+", "bold": "", "left": "",
     "right": "", "big": "",
     "Big": "", "bigg": "", "Bigg": "", "bigl": "", "bigr": "", "Bigl": "", "Bigr": "", "biggl": "",
@@ -66,7 +76,7 @@ _TEXT_COMMANDS = frozenset(
         "textsc", "textmd", "mathring",
     }
 )  # fmt: skip
-_COMMAND = re.compile(r"\\([a-zA-Z]+)\*?[ \t\n]*|\\([^a-zA-Z])", re.DOTALL)
+_COMMAND = re.compile(r"\\([a-zA-Z]+)(?:\*(?=\{))?[ \t\n]*|\\([^a-zA-Z])", re.DOTALL)
 _SPACES_OF_TEX = frozenset(",;:! >/\t\n()[]")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
 _BOLD = re.compile(r"\*\*([^*]+)\*\*")

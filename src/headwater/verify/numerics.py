@@ -9,7 +9,16 @@ from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 
-from headwater.verify.arithmetic import MAX_BITS, NotRational, Undefined, mentions, rational
+from headwater.verify.arithmetic import (
+    MAX_BITS,
+    NotRational,
+    Undefined,
+    applies,
+    mentions,
+    numbers,
+    rational,
+    symbols,
+)
 from headwater.verify.expression import Expression, Number, Symbol
 from headwater.verify.tokens import TooLarge
 
@@ -24,12 +33,37 @@ _AXES = (
     Fraction(-15_485_863, 65_537), Fraction(104_729, 1_048_573), Fraction(-224_737, 2_097_143),
 )  # fmt: skip
 _STEP = Fraction(982_451, 174_763)
+_IN_PIECES = frozenset({"abs", "floor", "ceil"})
+_PLACES = (
+    *(Fraction(sign * size) for size in range(1, 7) for sign in (1, -1)),
+    *(Fraction(sign * (7 * size + 2), 14) for size in range(12) for sign in (1, -1)),
+    *(Fraction(sign * size, 3) for size in (101, 1001, 20_011) for sign in (1, -1)),
+)
+_BESIDE = (Fraction(-1, 7), Fraction(1, 7))
+_MOST_TURNS = 12
 
 
-def points(names: list[str]) -> list[dict[str, Fraction]]:
-    """Fixed points of both signs; one point is enough for a constant."""
+def points_for(*trees: Expression) -> list[dict[str, Fraction]]:
+    """Fixed points of both signs for the variables of all trees; one is enough for a constant.
+
+    What changes its formula along the way (absolute values, floors) gets many more: whole numbers,
+    near and far ones, and some on both sides of every number that is in the trees.
+    """
+    names = sorted(frozenset().union(*map(symbols, trees)))
     if not names:
         return [{}]
+    chosen = _points(names)
+    if any(applies(tree, _IN_PIECES) for tree in trees):
+        turns = sorted(frozenset().union(*map(numbers, trees)))[:_MOST_TURNS]
+        beside = (sign * turn + step for turn in turns for sign in (1, -1) for step in _BESIDE)
+        places = (*_PLACES, *beside)
+        for row in range(len(places)):
+            shifted = (places[(row + 7 * column) % len(places)] for column in range(len(names)))
+            chosen.append(dict(zip(names, shifted, strict=True)))
+    return chosen
+
+
+def _points(names: list[str]) -> list[dict[str, Fraction]]:
     chosen = []
     for row in range(_POINTS):
         point = {}
@@ -104,6 +138,9 @@ def _apply(operator: str, operands: list[Any]) -> Any:
         and max(map(abs, operands)) > _LARGEST_ARGUMENT
     ):
         raise TooLarge("argument too large")
+    if operator == "apply":  # an unknown function: neither linear, even, odd nor a power
+        name, argument = operands
+        return _MP.sin(name * argument + 1) + argument**3 / (2 + name**2)
     if operator == "log":
         return _MP.log(first, operands[1] if len(operands) > 1 else 10)
     if operator == "root":

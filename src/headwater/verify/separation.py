@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from headwater.verify.arithmetic import NotRational, Undefined, rational, symbols
+from headwater.verify.arithmetic import NotRational, Undefined, rational
 from headwater.verify.expression import Expression, Number, Operation, Symbol
-from headwater.verify.numerics import evaluate, outside_domain, points, threshold
+from headwater.verify.numerics import evaluate, outside_domain, points_for, threshold
 
 _FREE_PI = "pi as a variable"
 _GUARD_BITS = 40
@@ -44,7 +44,7 @@ def prove_equal(left: Expression, right: Expression) -> bool | None:
     left, right = sides = _with_free_pi(left), _with_free_pi(right)
     difference = Operation("+", (left, Operation("neg", (right,))))
     compared = 0
-    for point in points(sorted(symbols(difference))):
+    for point in points_for(difference):
         point = {name: abs(x) if name == _FREE_PI else x for name, x in point.items()}
         try:
             if point and outside_domain(left, right, [evaluate(s, point, 15) for s in sides]):

@@ -29,7 +29,8 @@ def is_label(text: str) -> bool:
     if not _LABEL.fullmatch(bare) or bare.count("|") % 2 or not re.search(r"[A-Za-z]", bare):
         return False
     names = re.findall(r"[A-Za-z]+", bare)
-    return not any(name in FUNCTIONS or name in _NO_LABELS for name in names)
+    words = [name if len(name) == 1 or name.isupper() else name.lower() for name in names]
+    return not any(word in FUNCTIONS or word in _NO_LABELS for word in words)
 
 
 _NO_LABELS = frozenset(
@@ -38,6 +39,8 @@ _NO_LABELS = frozenset(
         "lim", "cup", "cap", "least", "most", "about", "than", "maybe", "perhaps", "approximately",
         "roughly", "around", "more", "less", "between", "either", "neither", "nor", "never", "no",
         "isn", "isnt", "cannot", "if", "but", "almost", "nearly", "wrong", "incorrect", "false",
+        "unless", "unlikely", "possibly", "probably", "only", "half", "twice", "double", "triple",
+        "minus", "plus", "times", "neg", "lnot", "nexists", "cancel", "xcancel", "bcancel", "sout",
     }
 )  # fmt: skip
 

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from headwater.verify.tokens import CONSTANTS, GREEK
+
 GENERIC = "unit"
 PERCENT = "%"
 DEGREE = "degree"
@@ -31,6 +33,11 @@ _SYNONYMS = {
     }.items()
     for name in [unit, *names.split()]
 }  # fmt: skip
+#: Single letters that are units; any other (i, e, M for a million) could mean something else.
+_LETTERS = {
+    "m": "m", "g": "g", "s": "second", "h": "hour", "l": "liter", "L": "liter", "c": "cent",
+    "N": "newton", "J": "joule", "V": "volt", "W": "watt",
+}  # fmt: skip
 _MULTIPLIERS = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "millions": 10**6, "billion": 10**9,
     "billions": 10**9, "trillion": 10**12, "dozen": 12, "dozens": 12,
@@ -50,6 +57,11 @@ _CHANGES_MEANING = frozenset(
         "cot", "sec", "csc", "log", "ln", "exp", "lim", "where", "when", "such", "that",
         "infinity", "infinite", "many", "x", "y", "z", "k", "ish", "etc", "excluding", "otherwise",
         "likely", "guess", "think", "sure", "estimate", "estimated", "higher", "lower", "invalid",
+        "repeating", "recurring", "tenth", "tenths", "hundredth", "hundredths", "thousandth",
+        "thousandths", "halves", "thirds", "quarters", "lakh", "lakhs", "crore", "crores", "gross",
+        "below", "above", "nope", "nah", "rejected", "excluded", "unlikely", "hopefully", "cannot",
+        "fails", "failed", "rounded", "choose", "reciprocal", "increased", "decreased", "reduced",
+        "verdict", "opposite", "inverse", "conjugate",
     }
 )  # fmt: skip
 _ARTICLES = frozenset({"a", "an", "the", "of"})
@@ -190,7 +202,9 @@ def _unit_of(text: str, exponent: str | None, raw: bool, set_apart: bool) -> Mea
     for piece in words:
         word, _, raised = piece.replace(" ", "").partition("^")
         lower = word.lower()
-        if lower in _CHANGES_MEANING or word.isdigit() or (raw and len(word) == 1):
+        if lower in _CHANGES_MEANING or word.isdigit() or word in GREEK | CONSTANTS:
+            return None
+        if len(word) == 1 and (raw or word not in _LETTERS):
             return None
         if lower in _MULTIPLIERS:
             multiplier *= _MULTIPLIERS[lower]
@@ -210,6 +224,8 @@ def _unit_of(text: str, exponent: str | None, raw: bool, set_apart: bool) -> Mea
 
 
 def _known(word: str) -> str | None:
+    if word in _LETTERS:
+        return _LETTERS[word]
     lower = word.lower()
     for form in (lower, lower.removesuffix("s")):
         if form in _SYNONYMS:

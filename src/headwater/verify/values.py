@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from headwater.verify.arithmetic import NotRational, Undefined, rational, substitute, symbols
+from headwater.verify.arithmetic import NotRational, Undefined, rational, substitute
 from headwater.verify.expression import Expression, Operation
-from headwater.verify.numerics import evaluate, outside_domain, points, threshold
+from headwater.verify.numerics import evaluate, outside_domain, points_for, threshold
 from headwater.verify.separation import prove_equal
+from headwater.verify.tokens import TooLarge
 
 _PROBE_DIGITS = 50
 _MOST_PROBE_DIGITS = 400
@@ -43,7 +44,7 @@ def agree(left: Expression, right: Expression, digits: int, *, smallest: int = 1
     that do not mention i are compared where one is real, if there is such a point. None where
     neither side has a value at any point.
     """
-    tried = points(sorted(symbols(left) | symbols(right)))
+    tried = points_for(left, right)
     for everywhere in (False, True):
         compared = 0
         for point in tried:
@@ -70,6 +71,10 @@ def _agree_at(
             values.append(evaluate(side, point, digits))
         except Undefined:
             values.append(None)
+        except TooLarge:
+            if not point:
+                raise
+            return None  # other points are nearer
     if None in values:
         return None if values == [None, None] else False
     if not everywhere and outside_domain(left, right, values):
@@ -89,7 +94,7 @@ def proportional(left: Expression, right: Expression) -> tuple[bool | None, int]
 
     The sign is 0 where c is not real or not known.
     """
-    for point in points(sorted(symbols(left) | symbols(right))):
+    for point in points_for(left, right):
         try:
             over, under = (evaluate(side, point, _PROBE_DIGITS) for side in (left, right))
         except Undefined:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-#: Elements of the rows worked on at a time: 4 MiB of float32.
-_BLOCK_ELEMENTS = 1 << 20
+#: Elements of the rows worked on at a time: 1 MiB of float32.
+_BLOCK_ELEMENTS = 1 << 18
+#: A logit this far below the largest: its exponential is 0 in every format.
+_NO_MASS = -1e4
 
 
 def forward_kl(teacher_logprobs: torch.Tensor, student_logprobs: torch.Tensor) -> torch.Tensor:
@@ -106,14 +108,18 @@ def softmax_(logits_CV: torch.Tensor) -> Normaliser:
 
 def softmax_with_entropy_(logits_CV: torch.Tensor) -> tuple[Normaliser, torch.Tensor]:
     """Overwrite logits with probabilities; also their entropy [C], nats."""
-    shift_C, log_sum_C, entropy_C = logits_CV.new_empty(3, logits_CV.shape[0])
+    shift_C1, sum_C1, along_C1 = logits_CV.new_empty(3, logits_CV.shape[0], 1)
     for rows in row_blocks(logits_CV):
         logits = logits_CV[rows]
-        logprobs = torch.log_softmax(logits, dim=-1)
-        shift_C[rows] = logits.amax(-1)
-        log_sum_C[rows] = -logprobs.amax(-1)
-        entropy_C[rows] = _entropy(torch.exp(logprobs, out=logits), logprobs)
-    return Normaliser(shift_C, log_sum_C), entropy_C
+        torch.amax(logits, -1, keepdim=True, out=shift_C1[rows])
+        # what is clamped has no mass in any format; -inf times that would not be 0
+        logits.sub_(shift_C1[rows]).clamp_min_(_NO_MASS)
+        mass = logits.exp()
+        torch.sum(mass, -1, keepdim=True, out=sum_C1[rows])
+        torch.sum(logits.mul_(mass), -1, keepdim=True, out=along_C1[rows])
+        torch.mul(mass, sum_C1[rows].reciprocal(), out=logits)
+    log_sum_C = sum_C1[:, 0].log()
+    return Normaliser(shift_C1[:, 0], log_sum_C), log_sum_C - (along_C1 / sum_C1)[:, 0]
 
 
 def target_logprobs(

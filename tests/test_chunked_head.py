@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from headwater.losses import chunked_head
 from headwater.losses.chunked_head import ChunkLoss, chunk_tokens, chunked_head_loss
 from headwater.losses.divergences import full_kl_
 from headwater.losses.token_losses import (
@@ -224,7 +225,11 @@ def test_chunk_size_changes_neither_value_nor_gradient(size: int, temperature: f
     assert sums.metrics["nll"][1] == T
 
 
-def test_bfloat16_inputs_get_float32_logits_and_gradients_in_their_own_format() -> None:
+@pytest.mark.parametrize("chunks_held", [1, 2, 100])
+def test_bfloat16_inputs_get_float32_logits_and_gradients_in_their_own_format(
+    chunks_held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked_head, "_HELD_ELEMENTS", chunks_held * 4 * V)
     hidden, head = _head_inputs(torch.bfloat16)
     sums = chunked_head_loss(
         hidden, head, cross_entropy(TARGETS, WEIGHTS.float()), tokens_per_chunk=4

@@ -36,7 +36,8 @@ def load_engine_model(path: Path, dtype: torch.dtype, device: torch.device) -> P
 def head_weight(model: PreTrainedModel, vocab_size: int | None = None) -> torch.Tensor:
     """Output head [V, H], cut to the first `vocab_size` rows (the tokenizer's own tokens)."""
     weight = model.get_output_embeddings().weight
-    return weight if vocab_size is None else weight[:vocab_size]
+    # a slice, whole as it may be, costs its gradient a copy
+    return weight if vocab_size in (None, weight.shape[0]) else weight[:vocab_size]
 
 
 def hidden_at_targets(model: PreTrainedModel, batch: TokenBatch) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headwater.config.stages import TrainingStage
+from headwater.engine.optimizer import SlicedAdamW
 from headwater.errors import StageError
 from headwater.types import LossSums
 
@@ -71,19 +72,12 @@ class Updater:
         )
         for param in self._params:
             param.data = param.data.to(compute_dtype)
-        self._optimizer = torch.optim.AdamW(
+        self._optimizer = SlicedAdamW(
             self.masters,
-            lr=settings.lr,
+            self._params,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
-            fused=True,
         )
-        for master in self.masters:  # here, not in the first step: it keeps its memory for itself
-            self._optimizer.state[master] = {
-                "step": torch.zeros((), device=master.device),
-                "exp_avg": torch.zeros_like(master, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
-            }
 
     def step(
         self, micro_losses: Iterable[Callable[[], LossSums]], denominator: float
@@ -95,10 +89,11 @@ class Updater:
         """
         totals: dict[str, tuple[float, float]] = {}
         loss = 0.0
-        for compute in micro_losses:
+        for index, compute in enumerate(micro_losses):
+            if index:
+                self._collect_gradients()
             sums = compute()
             (sums.loss_sum / denominator).backward()
-            self._collect_gradients()
             loss += float(sums.loss_sum.detach()) / denominator
             for name, (total, count) in sums.metrics.items():
                 old_total, old_count = totals.get(name, (0.0, 0.0))
@@ -108,6 +103,7 @@ class Updater:
         return StepResult(loss=loss, grad_norm=norm, metrics=means)
 
     def _collect_gradients(self) -> None:
+        """Add what the last micro-batch left to the sum of those before it, in float32."""
         if self._is_master:
             return
         for master, param in zip(self.masters, self._params, strict=True):
@@ -117,54 +113,59 @@ class Updater:
             master.grad = grad if master.grad is None else master.grad.add_(grad)
             param.grad = None
 
+    def _gradients(self) -> list[torch.Tensor | None]:
+        """The step's gradients: of a single micro-batch as they are, of several their sum."""
+        if any(master.grad is not None for master in self.masters):
+            self._collect_gradients()
+            return [master.grad for master in self.masters]
+        return [param.grad for param in self._params]
+
+    def _drop_gradients(self) -> None:
+        for tensor in (*self.masters, *self._params):
+            tensor.grad = None
+
     def _apply(self, loss: float) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self._settings.grad_clip))
+        gradients = self._gradients()
+        norm = self._optimizer.norm(gradients)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
             raise StageError(
                 f"update {self.steps_done}: loss={loss} and gradient norm={norm}, expected finite "
                 "numbers; lower lr, or set compute.precision=float32. Weights are unchanged"
             )
         rate = learning_rate(self._settings, self.steps_done, self._total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(gradients, rate, min(1.0, self._settings.grad_clip / (norm + 1e-6)))
+        self._drop_gradients()
         self.steps_done += 1
-        self._publish_weights()
         return norm
 
     def skip(self) -> None:
         """Count an update that had nothing to learn from, so that schedules stay matched."""
         self.steps_done += 1
 
-    def _publish_weights(self) -> None:
-        if self._is_master:
-            return
-        with torch.no_grad():
-            for master, param in zip(self.masters, self._params, strict=True):
-                param.copy_(master)
-
     def state(self) -> dict[str, torch.Tensor]:
         """Masters and optimiser state by name, for a checkpoint."""
-        tensors = {}
-        for name, master in zip(self._names, self.masters, strict=True):
-            tensors[f"master/{name}"] = master.detach()
-            for key, value in self._optimizer.state.get(master, {}).items():
-                tensors[f"{key}/{name}"] = value.detach().reshape(-1) if key == "step" else value
-        return {k: v.contiguous().cpu() for k, v in tensors.items()}
+        optimizer = self._optimizer
+        columns = {
+            "master": self.masters,
+            "exp_avg": optimizer.means,
+            "exp_avg_sq": optimizer.squares,
+        }
+        tensors = {
+            f"{key}/{name}": tensor.detach().contiguous().cpu()
+            for key, column in columns.items()
+            for name, tensor in zip(self._names, column, strict=True)
+        }
+        return tensors | {"updates": torch.tensor([optimizer.updates])}
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], steps_done: int) -> None:
         """Continue from `state()`, bit for bit."""
         self.steps_done = steps_done
+        optimizer = self._optimizer
+        optimizer.updates = int(tensors["updates"])
         with torch.no_grad():
-            for name, master in zip(self._names, self.masters, strict=True):
-                master.copy_(tensors[f"master/{name}"])
-                if f"exp_avg/{name}" in tensors:
-                    state = {
-                        key: tensors[f"{key}/{name}"].to(master.device, copy=True)
-                        for key in ("step", "exp_avg", "exp_avg_sq")
-                    }
-                    state["step"] = state["step"].reshape(())
-                    self._optimizer.state[master] = state
-        self._publish_weights()
+            for index, name in enumerate(self._names):
+                self.masters[index].copy_(tensors[f"master/{name}"])
+                optimizer.means[index].copy_(tensors[f"exp_avg/{name}"])
+                optimizer.squares[index].copy_(tensors[f"exp_avg_sq/{name}"])
+        optimizer.publish()

@@ -143,9 +143,7 @@ class _Held:
         self.tokens = chunks * size
         self._narrow = head_VH.new_empty(min(self.tokens, tokens), vocab)
         self._wide = (
-            self._narrow
-            if self._same
-            else head_VH.new_empty(min(size, tokens), vocab, dtype=wide)
+            self._narrow if self._same else head_VH.new_empty(min(size, tokens), vocab, dtype=wide)
         )
         self._taken = self._narrow
 

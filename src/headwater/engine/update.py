@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from headwater.config.stages import TrainingStage
+from headwater.engine.memory import OutOfMemory, is_out_of_memory
 from headwater.errors import StageError
 from headwater.types import LossSums
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+#: Parameters named in an error.
+_MOST_NAMES = 3
 
 
 def learning_rate(settings: TrainingStage, step: int, total_steps: int) -> float:
@@ -91,8 +96,22 @@ class Updater:
         """Run every micro-batch forward and backward, then one AdamW step.
 
         denominator: the global count to divide by. Raises StageError on a loss or gradient that
-        is not finite, before any weight changes.
+        is not finite, and OutOfMemory where a micro-batch does not fit; weights and optimiser
+        are then as they were, and no gradient is left.
         """
+        try:
+            loss, means = self._accumulate(micro_losses, denominator)
+        except (RuntimeError, MemoryError) as error:
+            self._drop_gradients()
+            if is_out_of_memory(error):
+                raise OutOfMemory(str(error).partition("\n")[0] or type(error).__name__) from None
+            raise
+        return StepResult(loss=loss, grad_norm=self._apply(loss), metrics=means)
+
+    def _accumulate(
+        self, micro_losses: Iterable[Callable[[], LossSums]], denominator: float
+    ) -> tuple[float, dict[str, float]]:
+        """Gradients of all micro-batches added up; the loss and the metrics' means."""
         totals: dict[str, tuple[float, float]] = {}
         loss = 0.0
         for compute in micro_losses:
@@ -103,9 +122,7 @@ class Updater:
             for name, (total, count) in sums.metrics.items():
                 old_total, old_count = totals.get(name, (0.0, 0.0))
                 totals[name] = (old_total + total, old_count + count)
-        norm = self._apply(loss)
-        means = {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
-        return StepResult(loss=loss, grad_norm=norm, metrics=means)
+        return loss, {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
 
     def _collect_gradients(self) -> None:
         if self._is_master:
@@ -118,13 +135,19 @@ class Updater:
             param.grad = None
 
     def _apply(self, loss: float) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self._settings.grad_clip))
+        gradients = [master.grad for master in self.masters if master.grad is not None]
+        norm_of_all = torch.nn.utils.get_total_norm(gradients)
+        norm = float(norm_of_all)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._optimizer.zero_grad(set_to_none=True)
+            found = self._not_finite(loss, norm)
+            self._drop_gradients()
             raise StageError(
-                f"update {self.steps_done}: loss={loss} and gradient norm={norm}, expected finite "
-                "numbers; lower lr, or set compute.precision=float32. Weights are unchanged"
+                f"update {self.steps_done}: {found}, expected finite numbers. Likely a learning "
+                "rate that is too high (weights grew in the steps before), bfloat16 where float32 "
+                "is needed, or a model that was broken when it came; lower lr or grad_clip, add "
+                "warmup_steps, or set compute.precision=float32. Weights are unchanged"
             )
+        torch.nn.utils.clip_grads_with_norm_(self.masters, self._settings.grad_clip, norm_of_all)
         rate = learning_rate(self._settings, self.steps_done, self._total_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -133,6 +156,25 @@ class Updater:
         self.steps_done += 1
         self._publish_weights()
         return norm
+
+    def _not_finite(self, loss: float, norm: float) -> str:
+        """What of loss and gradient is not finite, parameters by name."""
+        found = f"loss={loss}, gradient norm={norm}"
+        names = [
+            name
+            for name, master in zip(self._names, self.masters, strict=True)
+            if master.grad is not None and not bool(master.grad.isfinite().all())
+        ]
+        if not names:
+            return f"{found} (every parameter's gradient is finite)"
+        shown = ", ".join(names[:_MOST_NAMES])
+        shown += f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        return f"{found} (not finite in {len(names)} of {len(self._names)} gradients: {shown})"
+
+    def _drop_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        for param in self._params:
+            param.grad = None
 
     def skip(self) -> None:
         """Count an update that had nothing to learn from, so that schedules stay matched."""

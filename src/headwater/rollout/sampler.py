@@ -107,7 +107,7 @@ class InProcessSampler:
                     raise
                 said = str(error).partition("\n")[0] or type(error).__name__
             release_memory()
-            self._halve(sum(len(request.keys) for request in requests), said)
+            self._halve([len(request.keys) for request in requests], said)
         return []
 
     def _sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
@@ -129,9 +129,10 @@ class InProcessSampler:
             for start in range(0, max(1, len(request.keys)), size)
         ]
 
-    def _halve(self, rows: int, said: str) -> None:
-        """rows: of the call that failed, which may be fewer than were allowed."""
-        at_once = rows if not self._divides else min(rows, self._max_rows)
+    def _halve(self, widths: Sequence[int], said: str) -> None:
+        """widths: rows of each request of the call that failed, often fewer than are allowed."""
+        widest = 0 if self._divides else max(widths)
+        at_once = min(sum(widths), max(self._max_rows, widest))
         if at_once <= 1:
             raise StageError(
                 f"a single response does not fit into memory while it is sampled ({said}); lower "

@@ -86,7 +86,8 @@ def dynamics_of(
 ) -> tuple[DynamicsRow, ...]:
     """One row for each training stage that logged something, its seeds together.
 
-    alerts: what guards said while the stages ran, which is not said again. Raises InputError for a metrics file that cannot be read.
+    alerts: what guards said while the stages ran, which is not said again. Raises InputError for
+    a metrics file that cannot be read.
     """
     groups: dict[tuple[str, str, str | None, tuple[str, ...]], list[StageRow]] = {}
     for stage in stages:

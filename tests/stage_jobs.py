@@ -17,6 +17,7 @@ from headwater.config.recipe import Compute, ModelSpec
 from headwater.config.stages import PretrainStage, Sampling
 from headwater.errors import Interrupted
 from headwater.ledger import Ledger
+from headwater.stages.alerts import Alert, read_alerts
 from headwater.stages.job import StageContext, StageJob
 from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.verify.vault import LabelVault
@@ -64,6 +65,8 @@ class Run:
     verifier: str = "exact"
     limits: Mapping[str, float] = field(default_factory=dict)
     progress: list[Mapping[str, Any]] = field(default_factory=list)
+    strict: bool = False
+    told: list[Alert] = field(default_factory=list)
 
     def start(self, stop_at: int | None = None) -> Run:
         """Run to the end, or be asked to stop once step `stop_at` is done."""
@@ -73,7 +76,10 @@ class Run:
         with self.ledger() as ledger, make_verifier(self.verifier) as verifier:
             vault = LabelVault(problems().labels, verifier) if self.labels else None
             account = ledger.account(self.job.fingerprint, kind)
-            context = StageContext(account, vault, self.progress.append, self._stopper(stop_at))
+            stop = self._stopper(stop_at)
+            context = StageContext(
+                account, vault, self.progress.append, stop, self.told.append, self.strict
+            )
             run_stage(self.job, context)
         return self
 
@@ -113,6 +119,10 @@ class Run:
         text = (self.job.output_dir / "metrics.jsonl").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in text.splitlines()]
         return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+    def alerts(self) -> tuple[Alert, ...]:
+        """What the artifact says of its alerts."""
+        return read_alerts(self.job.output_dir)
 
     def rollouts(self) -> list[dict[str, Any]]:
         """Rows of rollouts.parquet; none where the stage draws none."""

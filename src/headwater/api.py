@@ -145,17 +145,21 @@ def run(
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
     quiet: bool = False,
+    strict: bool = False,
 ) -> RunReport:
     """Run a recipe, or continue it, and write its results and page.
 
-    out: the run's folder, default runs/NAME. A budget that ended the run early is in the
+    out: the run's folder, default runs/NAME. strict: warnings are errors, raised before training
+    or once the stage that warns is saved. A budget that ended the run early is in the
     report's `stopped`, and what was finished is reported. Raises InputError before anything
     is trained, StageError for a stage that failed, Interrupted after Ctrl-C.
     """
     from headwater.workflow.run import run_recipe
 
     loaded = load(recipe, overrides, profile)
-    outcome = run_recipe(loaded, _run_dir(loaded, out), seeds=seeds, arms=arms, quiet=quiet)
+    outcome = run_recipe(
+        loaded, _run_dir(loaded, out), seeds=seeds, arms=arms, quiet=quiet, strict=strict
+    )
     return _write_report(outcome)
 
 

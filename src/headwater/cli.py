@@ -97,6 +97,12 @@ def run(
     out: OutOption = None,
     seeds: SeedsOption = None,
     arms: ArmsOption = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A warning ends the run, with everything saved.")
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Sets compute.deterministic=true.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
@@ -104,10 +110,11 @@ def run(
         recipe,
         out,
         profile=profile,
-        overrides=set_,
+        overrides=[*set_, *(["compute.deterministic=true"] if deterministic else [])],
         seeds=_numbers(seeds),
         arms=_names(arms),
         quiet=as_json,
+        strict=strict,
     )
     _print(result, console.show_report, as_json)
     if result.stopped is not None:

@@ -20,6 +20,7 @@ from headwater.config.base import Settings
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
 from headwater.config.evaluation import Evaluation
 from headwater.config.explain import explain
+from headwater.config.guards import Guards
 from headwater.config.paper import expand
 from headwater.config.stages import (
     READS_TEACHER,
@@ -150,12 +151,16 @@ class Diagnostics(Settings):
 
 
 class Compute(Settings):
-    """Where and how it runs. `processes` independent stages at once, `threads` each."""
+    """Where and how it runs. `processes` independent stages at once, `threads` each.
+
+    deterministic: on a GPU, only algorithms that give the same bits every time.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     processes: PositiveInt | None = None
     threads: PositiveInt | None = None
+    deterministic: bool = False
 
 
 class Recipe(Settings):
@@ -175,6 +180,7 @@ class Recipe(Settings):
     evaluation: Evaluation = Evaluation()
     diagnostics: Diagnostics = Diagnostics()
     budget: Budget = Budget()
+    guards: Guards = Guards()
     compute: Compute = Compute()
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],

@@ -47,25 +47,38 @@ class TokenBatch:
 
 
 def micro_batches(
-    groups: Sequence[PackedGroup], budget_tokens: int
+    groups: Sequence[PackedGroup], budget_tokens: int, *, divide: bool = False
 ) -> Iterator[tuple[PackedGroup, ...]]:
     """Groups sorted by length and cut into micro-batches of at most `budget_tokens`.
 
     Attention pads to the longest row of a micro-batch, so the cost counted is that of the
-    padded block. A group larger than the budget is a micro-batch of its own.
+    padded block. A group larger than the budget is a micro-batch of its own, or with `divide`
+    several, of one completion at least: each computes the prompt again, whose gradients add up.
     """
+    if divide:
+        groups = [part for group in groups for part in _divided(group, budget_tokens)]
     ordered = sorted(groups, key=_longest)
     batch: list[PackedGroup] = []
     for group in ordered:
         if batch and (
             len(group.completions) != len(batch[0].completions)
-            or _padded_tokens([*batch, group]) > budget_tokens
+            or padded_tokens([*batch, group]) > budget_tokens
         ):
             yield tuple(batch)
             batch = []
         batch.append(group)
     if batch:
         yield tuple(batch)
+
+
+def _divided(group: PackedGroup, budget_tokens: int) -> Iterator[PackedGroup]:
+    """The group in equal parts (the last may be smaller), as few as have the budget's size."""
+    size, longest = len(group.completions), max(map(len, group.completions))
+    while size > 1 and len(group.prompt_ids) + size * longest > budget_tokens:
+        size = (size + 1) // 2
+    for start in range(0, len(group.completions), size):
+        end = start + size
+        yield PackedGroup(group.prompt_ids, group.completions[start:end], group.rows[start:end])
 
 
 def _longest(group: PackedGroup) -> tuple[int, int]:
@@ -75,7 +88,8 @@ def _longest(group: PackedGroup) -> tuple[int, int]:
     )
 
 
-def _padded_tokens(groups: Sequence[PackedGroup]) -> int:
+def padded_tokens(groups: Sequence[PackedGroup]) -> int:
+    """Tokens of the padded block that attention makes of these groups."""
     prompt = max(len(g.prompt_ids) for g in groups)
     completion = max((len(c) for g in groups for c in g.completions), default=0)
     return len(groups) * (prompt + len(groups[0].completions) * completion)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from headwater.config.stages import TrainingStage
+from headwater.engine.memory import OutOfMemory, is_out_of_memory
 from headwater.engine.optimizer import SlicedAdamW
 from headwater.errors import StageError
 from headwater.types import LossSums
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+#: Parameters named in an error.
+_MOST_NAMES = 3
 
 
 def learning_rate(settings: TrainingStage, step: int, total_steps: int) -> float:
@@ -85,8 +90,22 @@ class Updater:
         """Run every micro-batch forward and backward, then one AdamW step.
 
         denominator: the global count to divide by. Raises StageError on a loss or gradient that
-        is not finite, before any weight changes.
+        is not finite, and OutOfMemory where a micro-batch does not fit; weights and optimiser
+        are then as they were, and no gradient is left.
         """
+        try:
+            loss, means = self._accumulate(micro_losses, denominator)
+        except (RuntimeError, MemoryError) as error:
+            self._drop_gradients()
+            if is_out_of_memory(error):
+                raise OutOfMemory(str(error).partition("\n")[0] or type(error).__name__) from None
+            raise
+        return StepResult(loss=loss, grad_norm=self._apply(loss), metrics=means)
+
+    def _accumulate(
+        self, micro_losses: Iterable[Callable[[], LossSums]], denominator: float
+    ) -> tuple[float, dict[str, float]]:
+        """Gradients of all micro-batches added up; the loss and the metrics' means."""
         totals: dict[str, tuple[float, float]] = {}
         loss = 0.0
         for index, compute in enumerate(micro_losses):
@@ -98,9 +117,7 @@ class Updater:
             for name, (total, count) in sums.metrics.items():
                 old_total, old_count = totals.get(name, (0.0, 0.0))
                 totals[name] = (old_total + total, old_count + count)
-        norm = self._apply(loss)
-        means = {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
-        return StepResult(loss=loss, grad_norm=norm, metrics=means)
+        return loss, {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
 
     def _collect_gradients(self) -> None:
         """Add what the last micro-batch left to the sum of those before it, in float32."""
@@ -128,16 +145,35 @@ class Updater:
         gradients = self._gradients()
         norm = self._optimizer.norm(gradients)
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            found = self._not_finite(loss, norm, gradients)
             self._drop_gradients()
             raise StageError(
-                f"update {self.steps_done}: loss={loss} and gradient norm={norm}, expected finite "
-                "numbers; lower lr, or set compute.precision=float32. Weights are unchanged"
+                f"update {self.steps_done}: {found}, expected finite numbers. Likely a learning "
+                "rate that is too high (weights grew in the steps before), bfloat16 where float32 "
+                "is needed, or a model that was broken when it came; lower lr or grad_clip, add "
+                "warmup_steps, or set compute.precision=float32. Weights are unchanged"
             )
         rate = learning_rate(self._settings, self.steps_done, self._total_steps)
         self._optimizer.step(gradients, rate, min(1.0, self._settings.grad_clip / (norm + 1e-6)))
         self._drop_gradients()
         self.steps_done += 1
         return norm
+
+    def _not_finite(
+        self, loss: float, norm: float, gradients: Sequence[torch.Tensor | None]
+    ) -> str:
+        """What of loss and gradient is not finite, parameters by name."""
+        found = f"loss={loss}, gradient norm={norm}"
+        names = [
+            name
+            for name, gradient in zip(self._names, gradients, strict=True)
+            if gradient is not None and not bool(gradient.isfinite().all())
+        ]
+        if not names:
+            return f"{found} (every parameter's gradient is finite)"
+        shown = ", ".join(names[:_MOST_NAMES])
+        shown += f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        return f"{found} (not finite in {len(names)} of {len(self._names)} gradients: {shown})"
 
     def skip(self) -> None:
         """Count an update that had nothing to learn from, so that schedules stay matched."""

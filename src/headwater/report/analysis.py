@@ -15,6 +15,7 @@ from headwater.evals.answers import ballots
 from headwater.evals.statistics import majority_score
 from headwater.report.comparing import ArmEvaluation, Tables, compare, gains_of, judge, map_of
 from headwater.report.results import (
+    AlertRow,
     DynamicsRow,
     LedgerTotals,
     Machine,
@@ -47,6 +48,7 @@ class RunRecord:
     routes: tuple[Route, ...] = ()
     probes: tuple[ProbeRow, ...] = ()
     dynamics: tuple[DynamicsRow, ...] = ()
+    alerts: tuple[AlertRow, ...] = ()
 
 
 def build_results(run: RunRecord) -> Results:
@@ -76,6 +78,7 @@ def build_results(run: RunRecord) -> Results:
         gains=gains_of(tables),
         probes=run.probes,
         dynamics=run.dynamics,
+        alerts=run.alerts,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from headwater.report.families import TAUGHT, kind_of
 from headwater.report.quantities import stage_name
-from headwater.report.results import Distance, DynamicsRow, ProbeRow, Results
+from headwater.report.results import Distance, DynamicsRow, ProbeRow, Results, StageRow
 from headwater.report.study_tables import claims_of
 from headwater.report.tables import Cell, Column, Gap, Number, Score, Table, TableRow
 
@@ -176,13 +176,13 @@ def dynamics_table(results: Results, dynamics: Sequence[DynamicsRow]) -> Table:
     )
 
 
-def stage_words(row: DynamicsRow) -> str:
+def stage_words(row: DynamicsRow | StageRow) -> str:
     """A stage as "teacher grpo on labels"."""
     pool = f" on {row.pool}" if row.pool else ""
     return f"{row.model} {stage_name(row.model, row.kind)}{pool}"
 
 
-def users(results: Results, row: DynamicsRow) -> str:
+def users(results: Results, row: DynamicsRow | StageRow) -> str:
     """The arms that use a stage, or how many they are."""
     titles = results.titles()
     names = [titles.get(arm, arm) for arm in row.used_by]
@@ -190,12 +190,22 @@ def users(results: Results, row: DynamicsRow) -> str:
 
 
 def alarms(results: Results) -> tuple[tuple[str, str], ...]:
-    """(stage and its arms, alarm in words) of every threshold passed; likes are told once.
+    """(stage and its arms, words): what guards said while training, then thresholds passed at the
+    end.
 
     Stages with the same alarm but other numbers are separate entries.
     """
-    return tuple(
-        (f"{stage_words(row)} ({users(results, row)})", words)
-        for row in results.dynamics
-        for words in row.alarms
+    stages = {row.fingerprint: row for row in results.stages}
+    said = [(stages[alert.stage], alert.words) for alert in results.alerts]
+    seeds = len(results.seeds) > 1
+    return (
+        *(
+            (f"{_who(results, row)}{f', seed {row.seed}' if seeds else ''}", words)
+            for row, words in said
+        ),
+        *((_who(results, row), words) for row in results.dynamics for words in row.alarms),
     )
+
+
+def _who(results: Results, row: DynamicsRow | StageRow) -> str:
+    return f"{stage_words(row)} ({users(results, row)})"

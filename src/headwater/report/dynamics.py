@@ -6,14 +6,14 @@ words, with what to try.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from headwater.report.curves import METRICS_FILE, read_metrics
-from headwater.report.results import DynamicsRow, StageRow
+from headwater.report.results import AlertRow, DynamicsRow, StageRow
 
 #: Last part of a stage that its means are taken over.
 _LAST_SHARE = 0.25
@@ -81,21 +81,26 @@ THRESHOLDS: tuple[Threshold, ...] = (
 )
 
 
-def dynamics_of(stages: Sequence[StageRow], run_dir: Path) -> tuple[DynamicsRow, ...]:
+def dynamics_of(
+    stages: Sequence[StageRow], run_dir: Path, alerts: Collection[AlertRow] = ()
+) -> tuple[DynamicsRow, ...]:
     """One row for each training stage that logged something, its seeds together.
 
-    Raises InputError for a metrics file that cannot be read.
+    alerts: what guards said while the stages ran, which is not said again. Raises InputError for
+    a metrics file that cannot be read.
     """
     groups: dict[tuple[str, str, str | None, tuple[str, ...]], list[StageRow]] = {}
     for stage in stages:
         if stage.kind not in ("evaluate", "probe", "source", "pretrain"):
             key = stage.kind, stage.model, stage.pool, stage.used_by
             groups.setdefault(key, []).append(stage)
-    rows = (_row(group, run_dir) for group in groups.values())
+    rows = (_row(group, run_dir, alerts) for group in groups.values())
     return tuple(row for row in rows if row is not None)
 
 
-def _row(group: Sequence[StageRow], run_dir: Path) -> DynamicsRow | None:
+def _row(
+    group: Sequence[StageRow], run_dir: Path, alerts: Collection[AlertRow]
+) -> DynamicsRow | None:
     paths = [run_dir / "artifacts" / stage.fingerprint / METRICS_FILE for stage in group]
     logs = [read_metrics(path) for path in paths if path.is_file()]
     logs = [log for log in logs if log]
@@ -103,13 +108,17 @@ def _row(group: Sequence[StageRow], run_dir: Path) -> DynamicsRow | None:
         return None
     first = group[0]
     ends = {name: _ends(name, logs) for name in _WATCHED}
+    members = {stage.fingerprint for stage in group}
+    said = {alert.quantity for alert in alerts if alert.stage in members}
     means = {name: None if found is None else found[0] for name, found in ends.items()}
     return DynamicsRow(
         kind=first.kind,
         model=first.model,
         pool=first.pool,
         used_by=first.used_by,
-        alarms=alarms({name: found for name, found in ends.items() if found is not None}),
+        alarms=alarms(
+            {name: found for name, found in ends.items() if found is not None and name not in said}
+        ),
         artifacts=tuple(stage.fingerprint for stage in group),
         **means,
     )

@@ -11,6 +11,7 @@ from headwater.report.analysis import RunRecord, build_results
 from headwater.report.comparing import ArmEvaluation
 from headwater.report.dynamics import dynamics_of
 from headwater.report.results import (
+    AlertRow,
     Distance,
     LedgerTotals,
     Machine,
@@ -19,6 +20,7 @@ from headwater.report.results import (
     Route,
     StageRow,
 )
+from headwater.stages.alerts import read_alerts
 from headwater.workflow.graph import Graph, StageNode
 from headwater.workflow.outcome import ProbeOutcome, RowOutcome, RunOutcome
 from headwater.workflow.routes import route_of
@@ -34,6 +36,7 @@ def results_of(outcome: RunOutcome) -> Results:
     rows = sorted(outcome.rows, key=lambda row: _place(row, outcome))
     evaluated = {row.arm for row in rows}
     machine = record.machine
+    alerts = alerts_of(outcome)
     stages = tuple(
         StageRow(
             fingerprint=stage.fingerprint,
@@ -77,8 +80,29 @@ def results_of(outcome: RunOutcome) -> Results:
             map=record.map,
             routes=_routes(record.graph, evaluated),
             probes=tuple(_probe(one) for one in outcome.probes),
-            dynamics=dynamics_of(stages, outcome.run_dir),
+            dynamics=dynamics_of(stages, outcome.run_dir, alerts),
+            alerts=alerts,
         )
+    )
+
+
+def alerts_of(outcome: RunOutcome) -> tuple[AlertRow, ...]:
+    """What guards said of every published stage, in the order of the stages.
+
+    Raises InputError for a file of alerts that cannot be read.
+    """
+    return tuple(
+        AlertRow(
+            stage=stage.fingerprint,
+            guard=alert.guard,
+            quantity=alert.quantity,
+            step=alert.step,
+            value=alert.value,
+            threshold=alert.threshold,
+            words=alert.words,
+        )
+        for stage in outcome.stages
+        for alert in read_alerts(outcome.run_dir / "artifacts" / stage.fingerprint)
     )
 
 

@@ -136,7 +136,12 @@ def _diagnostics(results: Results) -> dict[str, Any]:
     arms = set(diagnostics.claimed_arms(results))
     if len(results.dynamics) <= _STAGES_SHOWN:
         arms |= {arm for row in results.dynamics for arm in row.used_by}
-    first = [row for row in results.dynamics if row.alarms or _leads(row, arms)]
+    alerted = {alert.stage for alert in results.alerts}
+    first = [
+        row
+        for row in results.dynamics
+        if row.alarms or alerted & set(row.artifacts) or _leads(row, arms)
+    ]
     rest = [row for row in results.dynamics if row not in first]
     return {
         "alarms": diagnostics.alarms(results),

@@ -221,6 +221,21 @@ class DynamicsRow(_Record):
     artifacts: tuple[Fingerprint, ...]
 
 
+class AlertRow(_Record):
+    """What a guard said of a stage while it trained; `words` have causes and cures as well.
+
+    step counts from 1; value was found beyond threshold.
+    """
+
+    stage: Fingerprint
+    guard: str
+    quantity: str
+    step: int
+    value: float
+    threshold: float
+    words: str
+
+
 class StageRow(_Record):
     """One stage that was run once, whoever uses it."""
 
@@ -262,6 +277,7 @@ class Results(_Record):
     gains: tuple[GainRow, ...] = ()
     probes: tuple[ProbeRow, ...] = ()
     dynamics: tuple[DynamicsRow, ...] = ()
+    alerts: tuple[AlertRow, ...] = ()
     contamination: tuple[dict[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 

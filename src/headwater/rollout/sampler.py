@@ -8,8 +8,9 @@ that leave when they finish.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,7 +20,9 @@ from headwater import seeding
 from headwater.engine.decoder import decoder_of
 from headwater.engine.decoding import DecodeLayout
 from headwater.engine.forward import head_weight
+from headwater.engine.memory import is_out_of_memory, release_memory
 from headwater.engine.packing import pack_prompts
+from headwater.errors import StageError
 from headwater.types import FinishReason, Rollout
 
 if TYPE_CHECKING:
@@ -59,6 +62,10 @@ class SamplerSettings:
     top_k: int | None = None
 
 
+#: Told (rows at once from now on, rows before, what the allocator said) when memory ran out.
+OnFewerRows = Callable[[int, int, str], None]
+
+
 class Sampler(Protocol):
     """Anything that answers requests with rollouts, in order."""
 
@@ -71,24 +78,70 @@ class InProcessSampler:
     """Samples from a transformers model loaded with headwater's attention."""
 
     def __init__(
-        self, model: PreTrainedModel, settings: SamplerSettings, *, max_rows: int = MAX_ROWS
+        self,
+        model: PreTrainedModel,
+        settings: SamplerSettings,
+        *,
+        max_rows: int = MAX_ROWS,
+        on_fewer_rows: OnFewerRows | None = None,
     ) -> None:
         self._model = model
         self._settings = settings
         self._max_rows = max_rows
+        self._on_fewer_rows = on_fewer_rows
+        self._divides = False  # requests wider than max_rows, once memory ran out
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
         """One tuple of rollouts per request.
 
         At most `max_rows` rows decode at once, or one request's if those are more. Requests that
-        do not fit wait, and take the places of rows that finish.
+        do not fit wait, and take the places of rows that finish. Where memory runs out the call
+        is done again with half of the rows, then and later; raises StageError where a single row
+        does not fit.
         """
-        if not requests:
-            return []
+        while requests:
+            try:
+                return self._sample(requests)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = str(error).partition("\n")[0] or type(error).__name__
+            release_memory()
+            self._halve([len(request.keys) for request in requests], said)
+        return []
+
+    def _sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
+        parts = [part for request in requests for part in self._parts(request)]
         with torch.inference_mode():
-            decoding = _Decoding(self._model, self._settings, requests)
-            self._decode(decoding, deque(range(len(requests))))
-        return _as_rollouts(requests, decoding, self._settings.end_ids)
+            decoding = _Decoding(self._model, self._settings, parts)
+            self._decode(decoding, deque(range(len(parts))))
+        drawn = _as_rollouts(parts, decoding, self._settings.end_ids)
+        if len(parts) == len(requests):
+            return drawn
+        rows = iter([rollout for part in drawn for rollout in part])
+        return [tuple(islice(rows, len(request.keys))) for request in requests]
+
+    def _parts(self, request: SampleRequest) -> list[SampleRequest]:
+        """The request, or in pieces of `max_rows` rows where requests are divided."""
+        size = self._max_rows if self._divides else max(1, len(request.keys))
+        return [
+            SampleRequest(request.prompt_ids, request.keys[start : start + size])
+            for start in range(0, max(1, len(request.keys)), size)
+        ]
+
+    def _halve(self, widths: Sequence[int], said: str) -> None:
+        """widths: rows of each request of the call that failed, often fewer than are allowed."""
+        widest = 0 if self._divides else max(widths)
+        at_once = min(sum(widths), max(self._max_rows, widest))
+        if at_once <= 1:
+            raise StageError(
+                f"a single response does not fit into memory while it is sampled ({said}); lower "
+                "sampling.max_new_tokens, use a smaller model or compute.precision=bfloat16, or "
+                "lower compute.processes"
+            )
+        before, self._max_rows, self._divides = self._max_rows, at_once // 2, True
+        if self._on_fewer_rows is not None:
+            self._on_fewer_rows(self._max_rows, before, said)
 
     def _decode(self, decoding: _Decoding, waiting: deque[int]) -> None:
         while waiting or decoding.rows:

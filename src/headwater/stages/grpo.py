@@ -10,7 +10,7 @@ import torch
 
 from headwater.config.stages import GRPOStage
 from headwater.engine.forward import head_weight, hidden_at_targets
-from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
+from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.grpo import group_advantages, zero_variance
 from headwater.losses.token_losses import PolicySettings, PolicyTerms, policy_loss
@@ -42,7 +42,13 @@ class _GRPO:
         job = learner.job
         self.learner, self.config = learner, config
         self.stream = ProblemStream(job.problems, job.seed, job.stream)
-        self.source = RolloutSource(job, learner.model, learner.tokenizer, config.sampling)
+        self.source = RolloutSource(
+            job,
+            learner.model,
+            learner.tokenizer,
+            config.sampling,
+            on_fewer_rows=learner.halved_rows,
+        )
         self.reference = (
             FrozenModel.load(job.model_dir, learner.device, learner.dtype, learner.vocab_size)
             if config.kl.coefficient > 0 and job.model_dir is not None
@@ -136,15 +142,12 @@ class _GRPO:
                 learner.updater.skip()
                 learner.charge_training(0)
             return {"grad_norm": 0.0, "loss": 0.0}
-        micros = list(micro_batches(groups, config.micro_batch_tokens))
-        old: dict[int, torch.Tensor] = {}
         metrics: dict[str, float] = {}
-        for _ in range(config.updates_per_batch):
-            losses = [
-                partial(self._loss, i, micro, batch, advantages_N, weights_N, old)
-                for i, micro in enumerate(micros)
-            ]
-            result = learner.updater.step(losses, denominator)
+        memory = _Memory(learner.device, keeps=config.updates_per_batch > 1)
+        loss_of = partial(self._loss, batch, advantages_N, weights_N, memory)
+        for number in range(config.updates_per_batch):
+            memory.first = number == 0
+            result = learner.update(groups, denominator, loss_of)
             metrics = dict(result.metrics) | {"loss": result.loss, "grad_norm": result.grad_norm}
             tokens = sum(group.tokens for group in groups)
             learner.charge_training(tokens)
@@ -154,30 +157,28 @@ class _GRPO:
 
     def _loss(
         self,
-        index: int,
-        micro: Sequence[PackedGroup],
         batch: RolloutBatch,
         advantages_N: torch.Tensor,
         weights_N: torch.Tensor,
-        old: dict[int, torch.Tensor],
+        memory: _Memory,
+        micro: Sequence[PackedGroup],
     ) -> LossSums:
         """One micro-batch forward; the first update of a batch remembers its log-probabilities."""
         learner = self.learner
         tokens = pack(micro, dtype=learner.dtype, device=learner.device)
         hidden = hidden_at_targets(learner.model, tokens)
-        remember = _Memory(old, index, hidden.shape[0], tokens.target_ids_T.device)
         terms = PolicyTerms(
             targets_T=tokens.target_ids_T,
             advantages_T=batch.per_token(advantages_N, tokens.row_T),
             weights_T=batch.per_token(weights_N, tokens.row_T),
             sampler_logprobs_T=batch.sampler_logprobs(tokens.rows, learner.device),
-            old_logprobs_T=old.get(index),
+            old_logprobs_T=memory.old_logprobs(tokens.rows),
             reference_logprobs_T=self._reference_logprobs(tokens),
         )
         return chunked_head_loss(
             hidden,
             head_weight(learner.model, learner.vocab_size),
-            policy_loss(terms, self._settings(tokens), remember.callback()),
+            policy_loss(terms, self._settings(tokens), memory.callback(micro)),
             temperature=self.source.sampling.temperature,
         )
 
@@ -201,24 +202,31 @@ class _GRPO:
 
 
 class _Memory:
-    """Keeps a micro-batch's first log-probabilities as the old policy of later updates."""
+    """Keeps each row's first log-probabilities as the old policy of later updates of a batch.
 
-    def __init__(
-        self, old: dict[int, torch.Tensor], index: int, size: int, device: torch.device
-    ) -> None:
-        self._first = index not in old
-        self._into = torch.empty(size, device=device)
-        self._old, self._index, self._seen = old, index, 0
+    By rows, so that later updates may have other micro-batches than the first.
+    """
 
-    def callback(self) -> Callable[[torch.Tensor, slice], None]:
-        """What the loss calls with each chunk's log-probabilities."""
+    def __init__(self, device: torch.device, *, keeps: bool) -> None:
+        self.first = True
+        self._device, self._keeps = device, keeps
+        self._old: dict[int, torch.Tensor] = {}
+
+    def old_logprobs(self, rows: Sequence[int]) -> torch.Tensor | None:
+        """The first log-probabilities of these rows' tokens, [T]; None in the first update."""
+        return None if self.first else torch.cat([self._old[row] for row in rows])
+
+    def callback(self, micro: Sequence[PackedGroup]) -> Callable[[torch.Tensor, slice], None]:
+        """What the loss calls with each chunk's log-probabilities, in packing order."""
+        rows = [row for group in micro for row in group.rows]
+        lengths = [len(response) for group in micro for response in group.completions]
+        into_T = torch.empty(sum(lengths), device=self._device)
 
         def remember(logprobs: torch.Tensor, part: slice) -> None:
-            if not self._first:
+            if not (self.first and self._keeps):
                 return
-            self._into[part] = logprobs
-            self._seen += logprobs.shape[0]
-            if self._seen == self._into.shape[0]:
-                self._old[self._index] = self._into
+            into_T[part] = logprobs
+            if part.stop == len(into_T):
+                self._old |= zip(rows, into_T.split(lengths), strict=True)
 
         return remember

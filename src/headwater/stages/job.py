@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.config.base import Settings
+from headwater.config.guards import Guards
 from headwater.config.recipe import Compute
 from headwater.config.stages import Sampling
 from headwater.errors import Interrupted
+from headwater.stages.alerts import Alert
 from headwater.types import Problem
 
 if TYPE_CHECKING:
@@ -44,16 +46,26 @@ class StageJob:
     teacher_dir: Path | None = None
     rollouts_dir: Path | None = None  # a published teacher_rollouts artifact
     options: Mapping[str, Any] = field(default_factory=dict)  # what only one kind reads
+    guards: Guards = field(default_factory=Guards)
+
+
+def _tell_nobody(alert: Alert) -> None:
+    """What becomes of an alert where no person waits; the artifact keeps it all the same."""
 
 
 @dataclass(slots=True)
 class StageContext:
-    """Services of the run. `vault` is None for stages that may not see a label."""
+    """Services of the run. `vault` is None for stages that may not see a label.
+
+    strict: an alert ends the stage once it is saved.
+    """
 
     account: Account
     vault: LabelVault | None
     report_progress: Callable[[Mapping[str, Any]], None]
     stop_requested: Callable[[], bool]
+    report_alert: Callable[[Alert], None] = _tell_nobody
+    strict: bool = False
 
     def raise_if_stopped(self) -> None:
         """Raises Interrupted when the user asked to stop; call it right after a checkpoint."""
@@ -62,11 +74,15 @@ class StageContext:
 
 
 class MetricsLog:
-    """`metrics.jsonl` of a stage: one row a step, cut back to the checkpoint on resume."""
+    """`metrics.jsonl` of a stage: one row a step, cut back to the checkpoint on resume.
+
+    kept: the rows of steps before `resume_step`.
+    """
 
     def __init__(self, path: Path, resume_step: int = 0, spent_seconds: float = 0.0) -> None:
         self.path = path
         kept = []
+        self.kept: list[dict[str, Any]] = []
         if resume_step and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -75,6 +91,7 @@ class MetricsLog:
                     break
                 if row["step"] < resume_step:
                     kept.append(line)
+                    self.kept.append(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         rewritten = path.with_suffix(".rewritten")
         rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

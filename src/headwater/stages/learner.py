@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,20 +19,33 @@ import torch
 from headwater.config.stages import TrainingStage
 from headwater.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from headwater.engine.forward import load_engine_model
-from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
+from headwater.engine.memory import (
+    OutOfMemory,
+    keep_freed_memory,
+    peak_memory_bytes,
+    release_memory,
+    reset_peak_memory,
+)
+from headwater.engine.packing import PackedGroup
 from headwater.engine.precision import resolve_device, resolve_dtype
-from headwater.engine.update import Updater
-from headwater.errors import BudgetExhausted
+from headwater.engine.token_budget import TokenBudget
+from headwater.engine.update import StepResult, Updater
+from headwater.errors import BudgetExhausted, StageError
 from headwater.models.loading import load_tokenizer
 from headwater.models.saving import save_model
 from headwater.models.vocabulary import usable_vocabulary
+from headwater.stages.alerts import Alert, write_alerts
+from headwater.stages.guards import Watcher
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import ROLLOUT_SCHEMA
+from headwater.types import LossSums
 
 #: Training is charged to the ledger at most this often, unless a budget or a label asks for more.
 _CHARGE_SECONDS = 1.0
 #: Saving takes at most about this share of the time, however large the model.
 _SAVING_SHARE = 0.05
+#: The guard that speaks when memory ran out.
+_MEMORY = "out_of_memory"
 
 
 class Learner:
@@ -58,6 +73,9 @@ class Learner:
         self.vocab_size = usable_vocabulary(self.tokenizer)
         self.updater = Updater(self.model, self.config, updates, self.dtype)
         self.cursor = 0
+        self.alerts: list[Alert] = []
+        self._budget = TokenBudget(self.config.micro_batch_tokens)
+        self._watcher = Watcher(job.guards, total_steps)
         self._updates_per_step = updates // max(total_steps, 1)
         self._reserves_updates = math.isfinite(context.account.remaining("updates"))
         self._settles_each_step = self._reserves_updates
@@ -71,6 +89,8 @@ class Learner:
         self._metrics = MetricsLog(
             job.checkpoint_dir / "metrics.jsonl", self._done, self._spent_seconds
         )
+        for row in self._metrics.kept:
+            self.alerts += self._watcher.watch(int(row["step"]), row)
         self._last = self._started
         self._settle()
 
@@ -79,16 +99,27 @@ class Learner:
     def steps(self) -> Iterator[int]:
         """Steps still to do. Between steps it checkpoints and obeys a request to stop.
 
-        Raises BudgetExhausted before a step whose updates the budget does not allow.
+        Raises BudgetExhausted before a step whose updates the budget does not allow, and, where
+        the run is strict, StageError once an alert is saved.
         """
+        self._refuse_alerts()
         while self._done < self.total_steps:
             self._reserve_updates()
             yield self._done
             stop = self.context.stop_requested()
-            if stop or self._save_is_due():
+            refused = self.context.strict and bool(self.alerts)
+            if stop or refused or self._save_is_due():
                 self.save()
+            self._refuse_alerts()
             if stop:
                 self.context.raise_if_stopped()
+
+    def _refuse_alerts(self) -> None:
+        if self.context.strict and self.alerts:
+            raise StageError(
+                f"{self.job.kind} (stage {self.job.fingerprint}): {self.alerts[0].words}. --strict "
+                "ends the run here, with everything saved: run again without --strict to go on"
+            )
 
     def _save_is_due(self) -> bool:
         interval = max(self.config.checkpoint_seconds, self._save_seconds / _SAVING_SHARE)
@@ -128,6 +159,69 @@ class Learner:
         """Call before anything is charged past `charge`: earlier steps are then settled first."""
         self._settles_each_step = True
 
+    def update(
+        self,
+        groups: Sequence[PackedGroup],
+        denominator: float,
+        loss_of: Callable[[Sequence[PackedGroup]], LossSums],
+    ) -> StepResult:
+        """One optimiser step on these groups, in micro-batches that fit into memory.
+
+        loss_of: the loss of a micro-batch; it may be asked again for other micro-batches of the
+        same groups. denominator: the global count to divide by. Where memory runs out the step is
+        done again in micro-batches of half the size, whose gradient is the same but for rounding.
+        Raises StageError on a loss or gradient that is not finite, and where a single response
+        does not fit.
+        """
+        while True:
+            micros = self._budget.micro_batches(groups)
+            try:
+                return self.updater.step((partial(loss_of, micro) for micro in micros), denominator)
+            except OutOfMemory as error:
+                said = str(error)
+            except StageError as error:
+                raise StageError(f"{self._here()}: {error}") from error
+            release_memory()
+            self._halve_micro_batches(groups, said)
+
+    def _halve_micro_batches(self, groups: Sequence[PackedGroup], said: str) -> None:
+        before = self._budget.tokens
+        if not self._budget.halve(groups):
+            raise StageError(
+                f"{self._here()}: a single response does not fit into memory ({said}), and no "
+                "micro-batch can be smaller; lower sampling.max_new_tokens, use a smaller model or "
+                "compute.precision=bfloat16, or lower compute.processes"
+            )
+        self._out_of_memory("micro_batch_tokens", self._budget.tokens, before, said)
+
+    def halved_rows(self, rows: int, before: int, said: str) -> None:
+        """The sampler ran out of memory and goes on with fewer rows at once."""
+        self._out_of_memory("sampling rows", rows, before, said)
+
+    def _out_of_memory(self, limit: str, now: int, before: int, said: str) -> None:
+        """Say once a limit that memory ran out; that limit's later halvings change the numbers."""
+        told = [one for one in self.alerts if one.quantity == limit]
+        step, before = (told[0].step, int(told[0].threshold)) if told else (self._done + 1, before)
+        alert = Alert(
+            guard=_MEMORY,
+            quantity=limit,
+            step=step,
+            value=float(now),
+            threshold=float(before),
+            seen=f"step {step} of {self.total_steps}: memory ran out ({said}); {limit} lowered "
+            f"from {before} to {now} for the rest of the stage, results are the same but for "
+            "rounding",
+            causes="micro-batches too large for this machine, or other processes that use it",
+            cures="a lower micro_batch_tokens, fewer compute.processes, or shorter responses",
+        )
+        self.alerts = [one for one in self.alerts if one not in told] + [alert]
+        if not told:
+            self.context.report_alert(alert)
+
+    def _here(self) -> str:
+        step = f"step {self._done + 1} of {self.total_steps}"
+        return f"{self.job.kind} (stage {self.job.fingerprint}), {step}"
+
     def record(
         self,
         step: int,
@@ -140,6 +234,9 @@ class Learner:
         self._last = now
         finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
         self._metrics.write(step, finite)
+        for alert in self._watcher.watch(step, finite):
+            self.alerts.append(alert)
+            self.context.report_alert(alert)
         self._rollouts += [dict(row) for row in rollouts]
         self._done = step + 1
         if self._settles_each_step or now - self._charged_at > _CHARGE_SECONDS:
@@ -182,6 +279,8 @@ class Learner:
             "cursor": cursor,
             "ledger_position": ledger_position,
             "seconds": self._spent_seconds + time.perf_counter() - self._started,
+            "micro_batch_tokens": self._budget.tokens,
+            "out_of_memory": [asdict(one) for one in self.alerts if one.guard == _MEMORY],
         }
         save_checkpoint(folder / "steps", self._done, Checkpoint(self.updater.state(), state))
         self._saved_at = time.perf_counter()
@@ -195,6 +294,8 @@ class Learner:
             self._done = int(found.state["done"])
             self.cursor = int(found.state["cursor"])
             self._spent_seconds = float(found.state["seconds"])
+            self._budget.lower_to(int(found.state.get("micro_batch_tokens", self._budget.tokens)))
+            self.alerts = [Alert(**plain) for plain in found.state.get("out_of_memory", ())]
             position = int(found.state["ledger_position"])
             self.updater.load_state(found.tensors, int(found.state["updates"]))
         self.context.account.rewind(position)
@@ -216,6 +317,7 @@ class Learner:
         save_model(self.model, self.tokenizer, out / "model")
         self._metrics.close()
         shutil.copyfile(self._metrics.path, out / "metrics.jsonl")
+        write_alerts(sorted(self.alerts, key=lambda one: (one.step, one.guard)), out)
         parts = sorted((self.job.checkpoint_dir / "rollouts").glob("part-*.parquet"))
         rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
         if rows or self._rollouts:

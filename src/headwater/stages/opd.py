@@ -13,7 +13,7 @@ import torch
 
 from headwater.config.stages import Divergence, MixedKL, OPDStage, SampledToken, TopK
 from headwater.engine.forward import head_weight, hidden_at_targets
-from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
+from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.token_losses import distillation_loss
 from headwater.models.compatibility import check_same_tokenizer
@@ -50,7 +50,13 @@ class _OPD:
         assert job.teacher_dir is not None
         self.learner, self.config = learner, config
         self.stream = ProblemStream(job.problems, job.seed, job.stream)
-        self.source = RolloutSource(job, learner.model, learner.tokenizer, config.sampling)
+        self.source = RolloutSource(
+            job,
+            learner.model,
+            learner.tokenizer,
+            config.sampling,
+            on_fewer_rows=learner.halved_rows,
+        )
         self.teacher = FrozenModel.load(
             job.teacher_dir, learner.device, learner.dtype, learner.vocab_size
         )
@@ -70,9 +76,7 @@ class _OPD:
             config.normalization, self.source.sampling.max_new_tokens
         )
         packed = batch.packed()
-        micros = micro_batches(packed, config.micro_batch_tokens)
-        losses = (partial(self._loss, micro, batch, weights_N) for micro in micros)
-        result = learner.updater.step(losses, denominator)
+        result = learner.update(packed, denominator, partial(self._loss, batch, weights_N))
         trained = sum(group.tokens for group in packed)
         learner.charge_training(trained)
         learner.charge(teacher_scored_tokens=trained, flops=2.0 * self.teacher.parameters * trained)
@@ -92,7 +96,7 @@ class _OPD:
         learner.record(step, metrics, readable_rows(learner.job, step, batch, texts, problems))
 
     def _loss(
-        self, micro: Sequence[PackedGroup], batch: RolloutBatch, weights_N: torch.Tensor
+        self, batch: RolloutBatch, weights_N: torch.Tensor, micro: Sequence[PackedGroup]
     ) -> LossSums:
         learner, config = self.learner, self.config
         tokens = pack(micro, dtype=learner.dtype, device=learner.device)

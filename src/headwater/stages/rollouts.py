@@ -21,6 +21,7 @@ from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.sampler import (
     MAX_ROWS,
     InProcessSampler,
+    OnFewerRows,
     SampleRequest,
     SamplerSettings,
 )
@@ -83,6 +84,7 @@ class RolloutSource:
         sampling: Sampling | None,
         *,
         max_rows: int = MAX_ROWS,
+        on_fewer_rows: OnFewerRows | None = None,
     ) -> None:
         self._job, self._tokenizer = job, tokenizer
         self.sampling = sampling or job.sampling
@@ -95,7 +97,9 @@ class RolloutSource:
             top_p=drawn.top_p,
             top_k=drawn.top_k,
         )
-        self._sampler = InProcessSampler(model, settings, max_rows=max_rows)
+        self._sampler = InProcessSampler(
+            model, settings, max_rows=max_rows, on_fewer_rows=on_fewer_rows
+        )
         self._prompts: dict[str, tuple[int, ...]] = {}
 
     def draw(self, problems: Sequence[Problem], group_size: int, step: int) -> list[RolloutGroup]:

@@ -12,7 +12,7 @@ import torch
 
 from headwater import seeding
 from headwater.engine.forward import head_weight, hidden_at_targets
-from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
+from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import ChunkLoss, chunked_head_loss
 from headwater.losses.token_losses import cross_entropy
 from headwater.stages.learner import Learner
@@ -59,10 +59,7 @@ def train_on(
         PackedGroup(examples[row].prompt_ids, (examples[row].response_ids,), (row,)) for row in rows
     ]
     denominator = float(sum(len(examples[row].response_ids) for row in rows))
-    micros = micro_batches(groups, learner.config.micro_batch_tokens)
-    result = learner.updater.step(
-        (partial(_loss, learner, micro, loss_of) for micro in micros), denominator
-    )
+    result = learner.update(groups, denominator, partial(_loss, learner, loss_of))
     tokens = sum(group.tokens for group in groups)
     learner.charge_training(tokens)
     seconds = time.perf_counter() - started
@@ -73,7 +70,7 @@ def train_on(
     }
 
 
-def _loss(learner: Learner, micro: Sequence[PackedGroup], loss_of: LossOf) -> LossSums:
+def _loss(learner: Learner, loss_of: LossOf, micro: Sequence[PackedGroup]) -> LossSums:
     tokens = pack(micro, dtype=learner.dtype, device=learner.device)
     hidden = hidden_at_targets(learner.model, tokens)
     head = head_weight(learner.model, learner.vocab_size)

@@ -19,7 +19,16 @@ from typing import Any, Self
 
 from headwater.errors import BudgetExhausted, HeadwaterError, Interrupted, StageError
 from headwater.workflow.graph import Graph
-from headwater.workflow.messages import Call, Done, Progress, Quit, StageTask, Stop, WorkerSetup
+from headwater.workflow.messages import (
+    Call,
+    Done,
+    Progress,
+    Quit,
+    StageTask,
+    Stop,
+    Warned,
+    WorkerSetup,
+)
 from headwater.workflow.progress import ProgressView
 from headwater.workflow.schedule import urgency
 from headwater.workflow.worker import socket_pair
@@ -164,6 +173,9 @@ class Executor:
             if isinstance(message, Progress):
                 self.view.progressed(stage, message.values)
                 continue
+            if isinstance(message, Warned):
+                self.view.warned(stage, message.words)
+                continue
             worker.stage = None
             if isinstance(message, Done):
                 self._finished.add(stage)
@@ -231,6 +243,8 @@ class _Process:
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         }
+        if setup.deterministic:
+            environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
         paths = [path or str(Path.cwd()) for path in sys.path]
         with theirs, self._log.open("wb") as log:
             self._process = subprocess.Popen(

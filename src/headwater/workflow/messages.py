@@ -15,7 +15,7 @@ from headwater.types import Label
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What every worker of a run is told once.
+    """What every worker of a run is told once. strict: alerts end their stage.
 
     run_stage: "module:function" that runs one StageJob; limits: the recipe's budget over `stages`
     (None: over whatever the ledger holds).
@@ -30,6 +30,8 @@ class WorkerSetup:
     limits: Mapping[str, float] = field(default_factory=dict)
     stages: tuple[str, ...] | None = None
     threads: int = 1
+    strict: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Warned:
+    """An alert of the stage in hand, in words."""
+
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The stage is published, or the call returned `value`."""
 
@@ -101,4 +110,4 @@ class Failed:
 
 
 ToWorker = StageTask | Call | Stop | Quit
-FromWorker = Progress | Done | Failed
+FromWorker = Progress | Warned | Done | Failed

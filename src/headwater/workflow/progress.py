@@ -94,6 +94,9 @@ class ProgressView:
         """The stage ended before its end; why is told by whoever started the run."""
         self.running.pop(fingerprint, None)
 
+    def warned(self, fingerprint: str, words: str) -> None:
+        """The stage in hand raised an alert."""
+
     def say(self, message: str) -> None:
         """Something about the run as a whole."""
 
@@ -160,6 +163,10 @@ class LineView(ProgressView):
         super().stopped(fingerprint, reason)
         self._print(f"  {self.words(fingerprint)}: {reason}")
 
+    def warned(self, fingerprint: str, words: str) -> None:
+        """A line with the alert."""
+        self._print(_warning(self, fingerprint, words))
+
     def say(self, message: str) -> None:
         """The message as it is."""
         self._print(message)
@@ -180,6 +187,11 @@ class LiveView(ProgressView):
         stage = self.running.get(fingerprint)
         super().finished(fingerprint, seconds)
         self._live.console.print(Text(_closing(self, fingerprint, stage, seconds), style="dim"))
+
+    def warned(self, fingerprint: str, words: str) -> None:
+        """A lasting line above the table."""
+        line = _warning(self, fingerprint, words)
+        self._live.console.print(Text(line, style="yellow"), soft_wrap=True)
 
     def say(self, message: str) -> None:
         """A lasting line above the table."""
@@ -252,6 +264,10 @@ def _numbers(values: Mapping[str, Any]) -> list[str]:
     names = {name for name, _ in found}
     told = bool(names & {"pass_rate", "kl"})
     return [text for name, text in found if not (name == "loss" and told)]
+
+
+def _warning(view: ProgressView, fingerprint: str, words: str) -> str:
+    return f"  warning: {view.words(fingerprint)}: {words}"
 
 
 def _closing(view: ProgressView, fingerprint: str, stage: _Running | None, seconds: float) -> str:

@@ -57,7 +57,7 @@ def record_of(study: Study, threads: int) -> RunRecord:
         pools=study.pool_sizes(),
         contamination=study.contamination,
         warnings=study.warnings,
-        machine=_machine(threads),
+        machine=_machine(threads, recipe.compute.deterministic),
         hypotheses={
             name: one
             for name, one in recipe.hypotheses.items()
@@ -118,12 +118,13 @@ def read_record(run_dir: Path) -> RunRecord:
         ) from error
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def _machine(threads: int, deterministic: bool) -> dict[str, Any]:
     """Processor, threads of a stage, and versions of the libraries that decide numbers."""
     return {
         "cpu": _cpu_name(),
         "cpus": os.cpu_count() or 1,
         "threads": threads,
+        "deterministic": deterministic,
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
         "transformers": metadata.version("transformers"),

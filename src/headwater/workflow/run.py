@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.config.loading import write_resolved
 from headwater.config.recipe import Recipe
-from headwater.errors import BudgetExhausted
+from headwater.errors import BudgetExhausted, InputError, StageError
 from headwater.models.config_file import read_config
 from headwater.models.size import model_configs
 from headwater.models.source_names import SourceKind, describe_source
+from headwater.stages.alerts import read_alerts
 from headwater.stages.job import StageJob
 from headwater.types import Problem
 from headwater.workflow.executor import Executor
@@ -51,15 +52,20 @@ def run_recipe(
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
     quiet: bool = False,
+    strict: bool = False,
 ) -> RunOutcome:
     """Run a recipe in `out_dir`, or continue it there; what is published is not run again.
+
+    strict: what is otherwise warned of is an error: InputError for what is known before training,
+    StageError for an alert of a stage, which is saved first.
 
     A budget that ends the run early is in the outcome's `stopped`. Raises InputError before
     anything is trained, StageError for a stage that failed, and Interrupted once Ctrl-C has
     been answered by saving every stage in hand.
     """
     study = prepare_study(recipe, seeds=seeds, arms=arms)
-    return run_study(study, out_dir, view=make_view(study.graph, quiet=quiet))
+    view = make_view(study.graph, quiet=quiet)
+    return run_study(study, out_dir, view=view, strict=strict)
 
 
 def run_study(
@@ -68,11 +74,16 @@ def run_study(
     *,
     view: ProgressView,
     functions: WorkerFunctions = WorkerFunctions(),
+    strict: bool = False,
 ) -> RunOutcome:
     """Run a prepared study.
 
-    functions: what workers call. Raises as `run_recipe` does.
+    functions: what workers call. strict and errors: as of `run_recipe`.
     """
+    if strict and study.warnings:
+        raise InputError(
+            "\n".join(f"{warning}; --strict takes this for an error" for warning in study.warnings)
+        )
     with run_lock(out_dir):
         store = ArtifactStore(out_dir)
         write_resolved(study.recipe, out_dir / RECIPE_FILE)
@@ -88,6 +99,8 @@ def run_study(
             limits=study.recipe.budget.limits(),
             stages=tuple(study.graph.nodes),
             threads=threads,
+            strict=strict,
+            deterministic=study.recipe.compute.deterministic,
         )
         with (
             view,
@@ -95,7 +108,7 @@ def run_study(
                 study.graph, setup, processes, lambda f: make_task(study, store, f), view
             ) as executor,
         ):
-            stopped = _execute(study, store, executor, functions)
+            stopped = _execute(study, store, executor, functions, strict)
         return load_outcome(out_dir, stopped)
 
 
@@ -130,6 +143,7 @@ def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask
         prompt_form=recipe.task.prompt,
         sampling=sampling_of(node, recipe),
         compute=recipe.compute,
+        guards=recipe.guards,
         output_dir=store.staging_dir(fingerprint).resolve(),
         checkpoint_dir=store.checkpoint_dir(fingerprint).resolve(),
         model_dir=model_of(node.model),
@@ -156,12 +170,18 @@ def _facts(node: StageNode) -> dict[str, object]:
 
 
 def _execute(
-    study: Study, store: ArtifactStore, executor: Executor, functions: WorkerFunctions
+    study: Study,
+    store: ArtifactStore,
+    executor: Executor,
+    functions: WorkerFunctions,
+    strict: bool,
 ) -> BudgetExhausted | None:
     """Sources first, so that models are checked before anything is trained; then the rest."""
     graph = study.graph
     published = _sound(graph, store, executor.view)
     executor.view.found(len(published))
+    if strict:
+        _refuse_alerts(graph, store, published)
     sources = [f for f, node in graph.nodes.items() if node.kind == "source" and not node.parents]
     executor.run(sources, published)
     _check_layers(study, store, sources)
@@ -173,6 +193,17 @@ def _execute(
         model_dir = store.path(source).resolve() / "model"
         executor.call(functions.check_context, model_dir, name, study.recipe.task.prompt, readings)
     return executor.run(graph.nodes, published)
+
+
+def _refuse_alerts(graph: Graph, store: ArtifactStore, published: Collection[str]) -> None:
+    for fingerprint in graph.nodes:
+        alerts = read_alerts(store.path(fingerprint)) if fingerprint in published else ()
+        if alerts:
+            raise StageError(
+                f"{graph.describe(fingerprint)}: finished with an alert: {alerts[0].words}. "
+                "--strict takes this for an error: run again without --strict to go on, or with "
+                "other settings"
+            )
 
 
 def _check_layers(study: Study, store: ArtifactStore, sources: Sequence[str]) -> None:

@@ -39,6 +39,7 @@ from headwater.workflow.messages import (
     Quit,
     StageTask,
     Stop,
+    Warned,
     WorkerSetup,
 )
 from headwater.workflow.store import ArtifactStore, worker_lock
@@ -119,7 +120,14 @@ class _Worker:
         vault = None
         if task.labels is not None:
             vault = LabelVault(task.labels, self._verifier_of_run())
-        context = StageContext(account, vault, self._report_progress, self._stop.is_set)
+        context = StageContext(
+            account,
+            vault,
+            self._report_progress,
+            self._stop.is_set,
+            lambda alert: self._send(Warned(alert.words)),
+            self._setup.strict,
+        )
         run_stage: RunStage = load_function(self._setup.run_stage)
         run_stage(job, context)
         seconds = time.perf_counter() - started

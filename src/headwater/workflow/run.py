@@ -17,6 +17,7 @@ from headwater.stages.job import StageJob
 from headwater.types import Problem
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
+from headwater.workflow.launch import Launch, launch_worker
 from headwater.workflow.messages import StageTask, WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
@@ -68,10 +69,12 @@ def run_study(
     *,
     view: ProgressView,
     functions: WorkerFunctions = WorkerFunctions(),
+    launch: Launch = launch_worker,
 ) -> RunOutcome:
     """Run a prepared study.
 
-    functions: what workers call. Raises as `run_recipe` does.
+    functions: what workers call; launch: how their processes are started. Raises as `run_recipe`
+    does.
     """
     with run_lock(out_dir):
         store = ArtifactStore(out_dir)
@@ -92,7 +95,7 @@ def run_study(
         with (
             view,
             Executor(
-                study.graph, setup, processes, lambda f: make_task(study, store, f), view
+                study.graph, setup, processes, lambda f: make_task(study, store, f), view, launch
             ) as executor,
         ):
             stopped = _execute(study, store, executor, functions)

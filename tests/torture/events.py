@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def watch(folder: Path, on_event: Callable[[int, str], None]) -> None:
     removed; a statement of SQLite that changes the ledger. Whatever `on_event` raises, the
     writing call raises, but for statements of SQLite, which go on.
     """
-    inside = str(folder)
+    inside = f"{folder}/"
     number = 0
 
     def tell(what: str) -> None:
@@ -43,15 +44,20 @@ def watch(folder: Path, on_event: Callable[[int, str], None]) -> None:
             tell(f"sqlite {text.split()[0]}")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "sqlite3.connect/handle":
-            arguments[0].set_trace_callback(statement)
-        elif event == "open":
+        if event == "open":
             path, _, flags = arguments
-            if flags & _WRITING and inside in str(path):
+            if flags & _WRITING and inside in f"{path}/":
                 tell(f"open {path}")
-        elif event in _CHANGES and inside in str(arguments[0]):
+        elif event in _CHANGES and inside in f"{arguments[0]}/":
             tell(f"{event} {arguments[0]}")
 
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        db = plain_connect(*arguments, **options)
+        db.set_trace_callback(statement)
+        return db
+
+    plain_connect = sqlite3.connect
+    sqlite3.connect = connect
     sys.addaudithook(hook)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -32,7 +32,8 @@ KILLS = frozenset(name for name in FAULTS if name.startswith("SIG"))
 _LONGEST_SECONDS = 300.0
 #: A run is left alone once it was hit so often.
 _MOST_HITS = 12
-_NO_EVENT = {"run": 0, "worker": 0}
+#: Of the differences of one run.
+_MOST_SHOWN = 8
 
 
 @dataclass
@@ -167,7 +168,8 @@ class Lane:
                     path.rename(root / f"{path.name}.{len(hits)}")
         if problem is None:
             found = comparison.findings(root / "run", self._study.graph)
-            problem = "\n".join(comparison.differences(self._reference.findings, found))
+            differing = comparison.differences(self._reference.findings, found)
+            problem = "\n".join(differing[:_MOST_SHOWN])
         self.tally.finished += 1
         if problem:
             self.tally.differences.update(set(hits))
@@ -187,7 +189,7 @@ class Lane:
             chosen = self._draw.randint(1, max(1, round(self._left(root, who) * 1.1)))
             kind = events.killed_at if fault in (KILL_RUN, KILL_WORKER) else events.disk_full_from
             watch[who] = kind(chosen)
-        report = fault is None or self._draw.random() < 0.1
+        report = self._draw.random() < 0.1  # drawing figures takes as long as training
         attempt = Attempt(self._study, root, watch, report)
         if fault in IN_FLIGHT:
             left = self._reference.seconds * self._unfinished(root) + 0.5
@@ -248,8 +250,6 @@ def run_lanes(
     faults: tuple[str, ...] = FAULTS,
 ) -> Tally:
     """Torture in `lanes` processes at once; everything they found, together."""
-    import pickle
-
     deadline = time.monotonic() + seconds
     forked = []
     for number in range(lanes):
@@ -270,8 +270,3 @@ def run_lanes(
         else:
             total.problems.append((folder / "lane.log").read_text())
     return total
-
-
-def available() -> bool:
-    """Whether processes can be forked here."""
-    return hasattr(os, "fork")

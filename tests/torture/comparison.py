@@ -9,7 +9,7 @@ Left out, because they say how long something took or what the machine did, not 
 * `seconds`, `sampling_seconds`, `training_seconds`, `tokens_per_second`: wall time;
 * `peak_memory_bytes`: depends on what the process did before;
 * `physical`: spending with the work that was lost and done again;
-* hash and size in the manifest, for files that hold one of these; the manifest's own hash;
+* hash and size in the manifest, for files that hold one of these; the seals of manifest and run.json;
 * `report.html`, `tables/`, `figures/`, `logs/`: made again from the above at every report;
 * locks, and the ledger's file as such.
 
@@ -37,7 +37,7 @@ TIMES = frozenset(
 )
 #: Published files that hold times: compared as values.
 _TIMED = ("metrics.jsonl", "account.json")
-_SEALS = frozenset({"sha256", "manifest_sha256", "record_sha256", "run_sha256"})
+_SEALS = frozenset({"seal"})
 
 
 def findings(run_dir: Path, graph: Graph) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _content(path: Path) -> Any:
     if path.name == "metrics.jsonl":
         return [_untimed(json.loads(line)) for line in path.read_text().splitlines()]
     if path.name == "manifest.json":
-        plain = _untimed(json.loads(path.read_text()), _SEALS - {"sha256"})
+        plain = _untimed(json.loads(path.read_text()), _SEALS)
         for name in _TIMED:
             plain["files"].pop(name, None)
         return plain

@@ -145,6 +145,8 @@ class Ledger:
             yield db
             db.execute("COMMIT")
         except sqlite3.DatabaseError as error:
+            if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
+                raise  # a defect of the caller's, not of the file
             raise told(error, self.path) from error
         finally:
             if db.in_transaction:

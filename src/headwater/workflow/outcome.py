@@ -143,7 +143,7 @@ def _lost(ledger: Ledger, graph: Graph, published: set[str]) -> tuple[str, ...]:
     return (
         f"the ledger has no account of {len(lost)} finished stages (first: "
         f"{graph.describe(lost[0])}): what they spent is missing from every total and budget; "
-        f"restore {LEDGER_FILE}, or run again in an empty folder",
+        f"restore {LEDGER_FILE}, or run again to take it from the stages' artifacts",
     )
 
 

@@ -9,7 +9,7 @@ Left out, because they say how long something took or what the machine did, not 
 * `seconds`, `sampling_seconds`, `training_seconds`, `tokens_per_second`: wall time;
 * `peak_memory_bytes`: depends on what the process did before;
 * `physical`: spending with the work that was lost and done again;
-* hash and size in the manifest, for files that hold one of these; the seals of manifest and run.json;
+* hash and size in the manifest, for files that hold one of these; all seals;
 * `report.html`, `tables/`, `figures/`, `logs/`: made again from the above at every report;
 * locks, and the ledger's file as such.
 

@@ -1,4 +1,4 @@
-"""A disk that fails on demand: errors raised where Python is about to touch files below a folder."""
+"""A disk that fails on demand: errors where Python is about to touch files below a folder."""
 
 from __future__ import annotations
 
@@ -35,21 +35,34 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         raise OSError(fault.number, os.strerror(fault.number), str(arguments[0]))
 
 
-@contextmanager
-def _failing(fault: _Fault) -> Iterator[None]:
+def _begin(fault: _Fault) -> None:
     if not _installed:
         sys.addaudithook(_hook)
         _installed.append(True)
     _faults.append(fault)
+
+
+@contextmanager
+def _failing(fault: _Fault) -> Iterator[None]:
+    _begin(fault)
     try:
         yield
     finally:
         _faults.remove(fault)
 
 
+def _full(below: Path) -> _Fault:
+    return _Fault(f"{below}/", errno.ENOSPC, False, ("open", "os.mkdir"))
+
+
 def disk_full(below: Path) -> Any:
     """In this context nothing below a folder can be opened for writing or made: ENOSPC."""
-    return _failing(_Fault(f"{below}/", errno.ENOSPC, False, ("open", "os.mkdir")))
+    return _failing(_full(below))
+
+
+def fill_disk(below: Path) -> None:
+    """As `disk_full`, for the rest of the process's life."""
+    _begin(_full(below))
 
 
 def denied(below: Path) -> Any:

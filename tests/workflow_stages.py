@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from disk_faults import disk_full
+from disk_faults import fill_disk
 from headwater.errors import InputError
 from headwater.seeding import derive_key
 from headwater.stages.job import StageContext, StageJob
@@ -108,7 +108,7 @@ def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> 
         if name == CRASH:
             raise KeyError("missing")
         if name == FULL:
-            disk_full(world / "run").__enter__()  # for the rest of this worker's life
+            fill_disk(world / "run")
             return
         if name == VANISH:
             assert job.model_dir is not None

@@ -31,11 +31,13 @@ def watch(folder: Path, on_event: Callable[[int, str], None]) -> None:
     removed; a statement of SQLite that changes the ledger. Whatever `on_event` raises, the
     writing call raises, but for statements of SQLite, which go on.
     """
-    inside = f"{folder}/"
+    inside, process = f"{folder}/", os.getpid()
     number = 0
 
     def tell(what: str) -> None:
         nonlocal number
+        if os.getpid() != process:  # a child that was forked with the hook
+            return
         number += 1
         on_event(number, what)
 

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, Interrupted
 from headwater.workflow import worker
 from headwater.workflow.messages import WorkerSetup
 
@@ -111,6 +111,8 @@ def fork(work: Callable[[], int], log: Path, keep: int | None = None) -> Forked:
     except HeadwaterError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         code = error.exit_code
+    except KeyboardInterrupt:  # outside the stages, as the command line takes it
+        code = Interrupted.exit_code
     except BaseException:
         traceback.print_exc()
     finally:

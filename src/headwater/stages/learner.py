@@ -254,10 +254,12 @@ class Learner:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._metrics.close()
-        if isinstance(exc, BudgetExhausted):
-            self._pending = {}
-            self._save()
+        try:
+            if isinstance(exc, BudgetExhausted):
+                self._pending = {}
+                self._save()
+        finally:
+            self._metrics.close()
 
 
 def _write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -155,7 +155,7 @@ class Lane:
         problem = None
         while problem is None:
             enough = time.monotonic() > deadline or self.tally.kills >= kills
-            fault = None if enough or len(hits) >= _MOST_HITS else self._choose()
+            fault = None if enough or len(hits) >= _MOST_HITS else self._choose(root)
             hit, code, said = self._attempt(root, fault)
             if hit and fault:
                 hits.append(fault)
@@ -178,8 +178,12 @@ class Lane:
             self.tally.survived.update(hits)
             shutil.rmtree(root)
 
-    def _choose(self) -> str:
-        """A fault, kills three times as likely as others."""
+    def _choose(self, root: Path) -> str:
+        """A fault: kills three times as likely as others, checkpoints while there are some."""
+        of_checkpoints = [name for name in self._faults if name.startswith("checkpoint")]
+        saved = any((root / "run" / "checkpoints").glob("*/*"))
+        if saved and of_checkpoints and self._draw.random() < 0.3:
+            return self._draw.choice(of_checkpoints)
         weights = [3 if name in KILLS else 1 for name in self._faults]
         return self._draw.choices(self._faults, weights)[0]
 

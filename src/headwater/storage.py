@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from headwater.errors import StageError
+from headwater.errors import HeadwaterError, StageError
 
 SEAL = "seal"
 _CHUNK_BYTES = 1 << 20
@@ -106,7 +106,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def disk_error(error: BaseException, path: Path) -> StageError | None:
     """What an error of the disk means and what to do; None for an error of another kind."""
-    if isinstance(error, StageError):
+    if isinstance(error, HeadwaterError):  # told already
         return None
     number = error.errno if isinstance(error, OSError) else None
     named = error.filename if isinstance(error, OSError) else None

@@ -7,12 +7,13 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check bench bench-verify smollm2 clean
+.PHONY: help install quickstart test check torture bench bench-verify smollm2 clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (under three minutes, after installing)"
 	@echo "make test         the tests"
 	@echo "make check        lint, types, then the tests"
+	@echo "make torture      random faults against small real runs, ten minutes (TORTURE='--seconds 60')"
 	@echo "make bench        speed and memory beside TRL's, then bench-verify (BENCH='grpo --rounds 3')"
 	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
@@ -42,6 +43,9 @@ check: $(EXTRAS)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+torture: $(EXTRAS)
+	@PYTHONPATH=tests $(BIN)/python -m torture $(TORTURE)
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/compare.py $(BENCH)

@@ -124,6 +124,16 @@ def test_damaged_batches_are_made_again(make_run: Callable[..., Run]) -> None:
     assert attempts(run) == attempts(straight)
 
 
+def test_changed_metrics_start_the_evaluation_over(make_run: Callable[..., Run]) -> None:
+    straight = make_run().start()
+    run = make_run().interrupted_at(2)
+    metrics = run.job.output_dir / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"pass_rate": ', '"pass_rate": 1'))
+    run.start()
+    assert run.metrics() == straight.metrics()
+    assert (attempts(run), run.spent()) == (attempts(straight), straight.spent())
+
+
 def test_batches_of_another_size_are_continued(make_run: Callable[..., Run]) -> None:
     run = make_run(batch_prompts=3).interrupted_at(2)
     job = make_job(

@@ -17,7 +17,7 @@ LONGEST_FILE = 400
 
 # From the ground up; a module imports from its own layer and those below.
 LAYERS = (
-    {"config", "types", "errors", "seeding"},
+    {"config", "types", "errors", "seeding", "storage"},
     {"models", "losses", "tasks", "ledger"},
     {"rollout", "engine", "verify"},
     {"stages", "evals"},
@@ -57,6 +57,7 @@ TORCH_FREE = (
     "headwater.types",
     "headwater.errors",
     "headwater.seeding",
+    "headwater.storage",
     "headwater.api",
     "headwater.cli",
     "headwater.comparison",

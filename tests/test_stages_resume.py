@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from disk_faults import disk_full
 from headwater.config.base import Settings
 from headwater.config.recipe import Compute
 from headwater.config.stages import (
@@ -31,6 +33,7 @@ from headwater.config.stages import (
 from headwater.errors import BudgetExhausted
 from headwater.stages.learner import Learner
 from stage_jobs import SAMPLING, TASK, Run, make_job, make_model, problems
+from torture.faults import flip
 
 STEPS = 3
 SCHEDULE: dict[str, Any] = {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 1}
@@ -191,6 +194,36 @@ def test_a_damaged_checkpoint_starts_the_stage_afresh(
     tensors.write_bytes(tensors.read_bytes()[:-1])
     stopped.start().assert_equals(expected)
     assert stopped.spent(physical=True)["updates"] == 2 + STEPS
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("file", ["metrics.jsonl", "rollouts/*.parquet", "steps/*/state.json"])
+def test_a_flipped_bit_beside_a_checkpoint_is_found(
+    file: str, seed: int, make_run: Callable[..., Run], straight: Callable[[str], Run]
+) -> None:
+    stopped = make_run(CONFIGS["grpo"]).interrupted_at(2)
+    (path,) = stopped.job.checkpoint_dir.glob(file)
+    flip(path, random.Random(seed))
+    stopped.start().assert_equals(straight("grpo"))
+    assert stopped.spent(physical=True)["updates"] == 2 + STEPS  # from the start
+
+
+def test_a_stage_whose_ledger_was_lost_starts_afresh(
+    make_run: Callable[..., Run], straight: Callable[[str], Run]
+) -> None:
+    stopped = make_run(CONFIGS["grpo"]).interrupted_at(2)
+    (stopped.job.output_dir.parent / "ledger.sqlite").unlink()
+    stopped.start().assert_equals(straight("grpo"))
+
+
+@pytest.mark.parametrize("below", ["steps", "."])
+def test_a_full_disk_at_a_checkpoint_loses_nothing(
+    below: str, make_run: Callable[..., Run], straight: Callable[[str], Run]
+) -> None:
+    stopped = make_run(CONFIGS["grpo"]).interrupted_at(1)
+    with disk_full(stopped.job.checkpoint_dir / below), pytest.raises(OSError, match="No space"):
+        stopped.interrupted_at(2)
+    stopped.start().assert_equals(straight("grpo"))
 
 
 def test_after_publishing_only_the_result_is_needed(

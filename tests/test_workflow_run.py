@@ -291,15 +291,17 @@ def test_stages_of_an_earlier_recipe_count_in_no_total_and_no_budget(tmp_path: P
     assert outcome.warnings == ()
 
 
-def test_a_lost_ledger_is_a_warning_in_the_report(tmp_path: Path) -> None:
+def test_a_lost_ledger_is_a_warning_in_the_report_and_made_again_by_a_run(tmp_path: Path) -> None:
     arms = {"cold": {"student": ["grpo"]}}
     start(tmp_path, arms=arms, contrasts=[])
+    before = numbers(tmp_path)
     (tmp_path / "run" / "ledger.sqlite").unlink()
     for _ in range(2):  # the first reading makes an empty one
         (warning,) = load_outcome(tmp_path / "run").warnings
         assert warning.startswith("the ledger has no account of 4 finished stages (first: source")
-    (warning,) = start(tmp_path, arms=arms, contrasts=[]).warnings
     assert "restore ledger.sqlite" in warning
+    assert start(tmp_path, arms=arms, contrasts=[]).warnings == ()
+    assert numbers(tmp_path) == before
 
 
 def test_another_seed_makes_another_world_in_the_same_folder(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from disk_faults import fill_disk
 from headwater.errors import InputError
 from headwater.seeding import derive_key
 from headwater.stages.job import StageContext, StageJob
@@ -24,6 +25,7 @@ from headwater.tasks.readings import Reading
 
 #: Files in the run folder's parent that tell a stage to misbehave once.
 KILL, STALL, DEAF, FAIL, CRASH = "kill", "stall", "deaf", "fail", "crash"
+FULL, VANISH = "full", "vanish"
 
 
 def run_stage(job: StageJob, context: StageContext) -> None:
@@ -94,7 +96,7 @@ def too_long(model_dir: Path, name: str, prompt_form: str, readings: tuple[Readi
 
 def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> None:
     """Do once what a file named like the misbehaviour, holding a stage kind, asks for."""
-    for name in (KILL, STALL, DEAF, FAIL, CRASH):
+    for name in (KILL, STALL, DEAF, FAIL, CRASH, FULL, VANISH):
         order = world / name
         if step != 2 or not order.is_file() or order.read_text() != job.kind:
             continue
@@ -105,6 +107,13 @@ def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> 
             raise InputError("value=3 found; expected 4; set it to 4")
         if name == CRASH:
             raise KeyError("missing")
+        if name == FULL:
+            fill_disk(world / "run")
+            return
+        if name == VANISH:
+            assert job.model_dir is not None
+            shutil.rmtree(job.model_dir.parent)
+            return
         deadline = time.monotonic() + 30
         while (name == DEAF or not context.stop_requested()) and time.monotonic() < deadline:
             time.sleep(0.01)

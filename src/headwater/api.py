@@ -349,8 +349,10 @@ def _write_report(outcome: RunOutcome) -> RunReport:
     from headwater.report.files import write_report
     from headwater.report.outcome import results_of
     from headwater.report.results import write_results
+    from headwater.storage import disk_errors
 
-    results = results_of(outcome)
-    results_path = write_results(results, outcome.run_dir)
-    page_path = write_report(results, outcome.run_dir)
+    with disk_errors(outcome.run_dir):
+        results = results_of(outcome)
+        results_path = write_results(results, outcome.run_dir)
+        page_path = write_report(results, outcome.run_dir)
     return RunReport(outcome.run_dir, results, results_path, page_path, outcome.stopped)

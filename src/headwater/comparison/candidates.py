@@ -13,6 +13,7 @@ from typing import Any
 
 from headwater.errors import InputError
 from headwater.models.source_names import SourceKind, describe_source, require_available
+from headwater.storage import write_whole
 from headwater.tasks.named_sources import split_name
 from headwater.tasks.readings import Reading
 from headwater.workflow.identities import source_files
@@ -161,9 +162,7 @@ def check_reads(candidate: Candidate, path: Path, prompt: str, readings: Sequenc
 def write_json(record: Any, path: Path) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -39,6 +39,7 @@ from headwater.evals.batches import FinishedBatches
 from headwater.evals.scores import score
 from headwater.ledger import Ledger
 from headwater.stages.job import StageContext, StageJob
+from headwater.storage import disk_errors
 from headwater.tasks.prompts import check_prompt_matches_verifier
 from headwater.tasks.readings import Reading
 from headwater.types import Problem
@@ -93,7 +94,7 @@ def compare_models(
     sets = read_sets(settings)
     out = default_folder(chosen, settings, sets) if out_dir is None else out_dir
     try:
-        with run_lock(out):
+        with disk_errors(out), run_lock(out):
             folder = EvaluationFolder(out, settings, sets)
             return _compare(chosen, settings, sets, folder, on_batch)
     except KeyboardInterrupt:

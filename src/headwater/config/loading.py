@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from headwater.config.explain import explain
 from headwater.config.recipe import Recipe, merge
 from headwater.errors import InputError
+from headwater.storage import write_whole
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -181,9 +182,9 @@ def _set(data: Any, parts: Sequence[str], value: Any, override: str) -> Any:
 
 
 def write_resolved(recipe: Recipe, path: Path) -> None:
-    """Write the recipe with every default filled in, as YAML that `load_recipe` reads."""
+    """Write the recipe, whole, with every default filled in, as YAML that `load_recipe` reads."""
     plain = json.loads(recipe.model_dump_json())
-    path.write_text(yaml.safe_dump(_unresolve(plain), sort_keys=False), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(_unresolve(plain), sort_keys=False))
 
 
 def _unresolve(plain: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from headwater.storage import flush, flush_tree, sha256_of
+
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 
 
@@ -26,22 +28,22 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
-    """Write `folder/step-N` beside the older one, flush it to disk, rename, then drop the older."""
+    """Write `folder/step-N` beside the older one, flush it to disk, rename, then drop the older.
+
+    At every moment the folder holds a whole checkpoint, if it ever held one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step:09d}"
+    target = _free_name(folder, step)
     writing = folder / f"writing-{os.getpid()}"
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir()
     save_file(dict(checkpoint.tensors), writing / _TENSORS)
-    record = {"tensors_sha256": _sha256(writing / _TENSORS), "state": checkpoint.state}
-    sealed = record | {"record_sha256": _seal(record)}
-    (writing / _STATE).write_text(json.dumps(sealed), encoding="utf-8")
-    for path in (writing / _TENSORS, writing / _STATE, writing):
-        _flush(path)
-    if target.exists():
-        shutil.rmtree(target)
+    record = {"tensors_sha256": sha256_of(writing / _TENSORS), "state": checkpoint.state}
+    text = json.dumps(record | {"record_sha256": _seal(record)})
+    (writing / _STATE).write_text(text, encoding="utf-8")
+    flush_tree(writing)
     writing.rename(target)
-    _flush(folder)
+    flush(folder)
     for old in folder.iterdir():
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -55,7 +57,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             record = json.loads((path / _STATE).read_text(encoding="utf-8"))
             sealed = record.pop("record_sha256") == _seal(record)
-            whole = sealed and _sha256(path / _TENSORS) == record["tensors_sha256"]
+            whole = sealed and sha256_of(path / _TENSORS) == record["tensors_sha256"]
         except (OSError, ValueError, KeyError, AttributeError, TypeError):  # torn or overwritten
             continue
         if whole:
@@ -67,14 +69,14 @@ def _seal(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _free_name(folder: Path, step: int) -> Path:
+    """`step-N`, or with a point and a number where a stage is saved again at the same step.
 
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    Names sort from old to new: the older checkpoint is needed until the newer is in place.
+    """
+    name = f"step-{step:09d}"
+    taken = {path.name for path in folder.glob(f"{name}*")}
+    if name not in taken:
+        return folder / name
+    last = max(int(one.removeprefix(name).removeprefix(".") or 0) for one in taken)
+    return folder / f"{name}.{last + 1:03d}"

@@ -12,13 +12,13 @@ from headwater.config.evaluation import Evaluation
 from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.evals.answers import votes_of
-from headwater.evals.batches import FinishedBatches, write_table
+from headwater.evals.batches import FinishedBatches, Progress, write_table
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.sampler import MAX_ROWS
 from headwater.rollout.scoring import FrozenModel
-from headwater.stages.job import MetricsLog, StageContext, StageJob
+from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
 from headwater.stages.rollouts import RolloutBatch, RolloutSource
 from headwater.types import FinishReason, Problem, Verdict
 from headwater.verify.extract import ANSWER_FORMS, extract_first
@@ -61,6 +61,9 @@ def run(job: StageJob, context: StageContext) -> None:
     assert context.vault is not None
     finished = FinishedBatches(job.checkpoint_dir)
     progress = finished.load(job.problems, config.attempts)
+    if not _is_vouched(progress, job, context):
+        finished.clear()
+        progress = Progress()
     context.account.rewind(progress.ledger_position)
     device = resolve_device(job.compute)
     dtype = resolve_dtype(job.compute, device, hidden_size(job.model_dir))
@@ -69,7 +72,7 @@ def run(job: StageJob, context: StageContext) -> None:
     max_rows = job.options.get("max_rows", MAX_ROWS)
     source = RolloutSource(job, model.model, tokenizer, config.sampling, max_rows=max_rows)
     tables = list(progress.tables)
-    metrics = MetricsLog(job.output_dir / "metrics.jsonl", len(tables), progress.seconds)
+    metrics = MetricsLog(job.output_dir / METRICS, len(tables), progress.seconds)
     started = time.perf_counter() - progress.seconds
     starts = range(progress.problems, len(job.problems), config.batch_prompts)
     for step, start in enumerate(starts, start=len(tables)):
@@ -91,14 +94,16 @@ def run(job: StageJob, context: StageContext) -> None:
             flops=2.0 * model.parameters * tokens,
             seconds=seconds,
         )
-        spent = time.perf_counter() - started
-        finished.add(step, tables[-1], context.account.position(), spent)
         correct = sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts)
         values = batch.shape_metrics() | {
             "pass_rate": correct,
             "tokens_per_second": tokens / seconds,
         }
         metrics.write(step, values)
+        metrics.flush()
+        vouched = metrics_hash(metrics.path, step + 1)
+        spent = time.perf_counter() - started
+        finished.add(step, tables[-1], context.account.position(), spent, vouched)
         context.report_progress(
             {
                 "stage": job.fingerprint,
@@ -113,6 +118,14 @@ def run(job: StageJob, context: StageContext) -> None:
     metrics.close()
     write_table(pa.concat_tables(tables), job.output_dir / ATTEMPTS_FILE)
     context.account.observe_peak_memory(peak_memory_bytes())
+
+
+def _is_vouched(progress: Progress, job: StageJob, context: StageContext) -> bool:
+    """Whether metrics and ledger are those that the finished batches were kept with."""
+    metrics = metrics_hash(job.output_dir / METRICS, len(progress.tables))
+    return (
+        not progress.tables or progress.metrics_sha256 == metrics
+    ) and progress.ledger_position <= context.account.position()
 
 
 def _rows(

@@ -25,6 +25,7 @@ from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.rollouts import RolloutBatch, RolloutSource
+from headwater.storage import write_whole
 from headwater.types import LossSums
 
 #: Tokens whose overlap is looked at, as in the literature on on-policy distillation.
@@ -68,8 +69,7 @@ def run(job: StageJob, context: StageContext) -> None:
         seconds=time.perf_counter() - began,
     )
     found = _means(totals.sum(0)) | {"positions": [_means(row) for row in totals]}
-    path = job.output_dir / "probe.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_whole(job.output_dir / "probe.json", json.dumps(found, indent=1) + "\n")
     context.account.observe_peak_memory(peak_memory_bytes())
 
 

@@ -6,8 +6,9 @@ import sqlite3
 import time
 from pathlib import Path
 
-from headwater.errors import InputError
+from headwater.errors import HeadwaterError, InputError, StageError
 from headwater.ledger.spending import INTEGER_COUNTERS, REAL_COUNTERS
+from headwater.storage import free_space
 
 BUSY_SECONDS = 60.0
 _APPLICATION_ID = 0x48574C47  # "HWLG"
@@ -42,10 +43,23 @@ def open_database(path: Path) -> sqlite3.Connection:
         )
         _prepare(db, path)
     except sqlite3.DatabaseError as error:
-        raise InputError(
-            f"{path}: {error}; expected a headwater ledger or no file; move it away"
-        ) from error
+        raise told(error, path) from error
     return db
+
+
+def told(error: sqlite3.DatabaseError, path: Path) -> HeadwaterError:
+    """What an error of SQLite means: StageError for the disk and for locks, InputError for a
+    file that is no ledger or is damaged."""
+    if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+        return StageError(
+            f"ledger {path}: {error}; it must be writable, on a disk with space left "
+            f"({free_space(path)} free) and not held by another process for {BUSY_SECONDS:.0f} s; "
+            "free it and run again"
+        )
+    return InputError(
+        f"{path}: {error}; expected a headwater ledger or no file; move {path.name}, "
+        f"{path.name}-wal and {path.name}-shm away, or put a copy of them back"
+    )
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:

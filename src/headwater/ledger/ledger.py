@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from headwater.errors import BudgetExhausted, InputError, StageError
-from headwater.ledger.database import BUSY_SECONDS, open_database
+from headwater.ledger.database import open_database, told
 from headwater.ledger.spending import (
     COUNTERS,
     INTEGER_COUNTERS,
@@ -144,11 +144,10 @@ class Ledger:
             db.execute(begin)
             yield db
             db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise StageError(
-                f"ledger {self.path}: {error}; it must be writable, on a disk with space left and "
-                f"not held by another process for {BUSY_SECONDS:.0f} s; free it and run again"
-            ) from error
+        except sqlite3.DatabaseError as error:
+            if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
+                raise  # a defect of the caller's, not of the file
+            raise told(error, self.path) from error
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")

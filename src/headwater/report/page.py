@@ -37,6 +37,7 @@ from headwater.report.views import (
 )
 from headwater.report.visible import excerpt, visible
 from headwater.report.words import best_arm, closing_words
+from headwater.storage import write_whole
 
 PAGE_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"
@@ -73,9 +74,7 @@ def build_page(run_dir: Path) -> Path:
     )
     page = render_page(results, reading)
     path = run_dir / PAGE_FILE
-    beside = path.with_suffix(".html.part")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, page)
     return path
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from headwater import __version__
 from headwater.errors import InputError
+from headwater.storage import write_whole
 
 RESULTS_FILE = "results.json"
 SCHEMA = 2
@@ -294,10 +295,7 @@ class Results(_Record):
 def write_results(results: Results, run_dir: Path) -> Path:
     """Write RUN/results.json, whole or not at all, and return its path."""
     path = run_dir / RESULTS_FILE
-    beside = path.with_suffix(".json.part")
-    content = json.dumps(results.model_dump(mode="json", by_alias=True), indent=1)
-    beside.write_text(content + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(results.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
 
 

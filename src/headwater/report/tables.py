@@ -10,6 +10,7 @@ from pathlib import Path
 
 from headwater.report.quantities import bare_p_value, points, spent, tiny
 from headwater.report.visible import visible
+from headwater.storage import write_whole
 
 TABLES_FOLDER = "tables"
 
@@ -334,6 +335,6 @@ def write_tables(tables: Iterable[Table], run_dir: Path) -> tuple[Path, ...]:
     for table in tables:
         for suffix, text in ((".csv", as_csv(table)), (".tex", as_latex(table))):
             path = folder / f"{table.name}{suffix}"
-            path.write_text(text, encoding="utf-8")
+            write_whole(path, text)
             paths.append(path)
     return tuple(paths)

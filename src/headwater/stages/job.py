@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -73,6 +74,28 @@ class StageContext:
             raise Interrupted("stopped by the user; run the same command again to continue")
 
 
+METRICS = "metrics.jsonl"
+
+
+def metrics_hash(path: Path, step: int) -> str:
+    """SHA-256 of the rows of metrics.jsonl before `step`: what a checkpoint at `step` vouches."""
+    return hashlib.sha256(_rows_before(path, step)).hexdigest()
+
+
+def _rows_before(path: Path, step: int) -> bytes:
+    """Whole rows of steps before `step`, up to the first that cannot be read."""
+    kept = []
+    for line in path.read_bytes().splitlines() if step and path.exists() else ():
+        try:
+            row = json.loads(line)
+            if row["step"] >= step:
+                continue
+        except (ValueError, KeyError, TypeError):  # torn, or overwritten
+            break
+        kept.append(line)
+    return b"".join(line + b"\n" for line in kept)
+
+
 class MetricsLog:
     """`metrics.jsonl` of a stage: one row a step, cut back to the checkpoint on resume.
 
@@ -81,20 +104,11 @@ class MetricsLog:
 
     def __init__(self, path: Path, resume_step: int = 0, spent_seconds: float = 0.0) -> None:
         self.path = path
-        kept = []
-        self.kept: list[dict[str, Any]] = []
-        if resume_step and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:  # a torn last line
-                    break
-                if row["step"] < resume_step:
-                    kept.append(line)
-                    self.kept.append(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         rewritten = path.with_suffix(".rewritten")
-        rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        before = _rows_before(path, resume_step)
+        self.kept: list[dict[str, Any]] = [json.loads(line) for line in before.splitlines()]
+        rewritten.write_bytes(before)
         rewritten.replace(path)
         self._file = path.open("a", encoding="utf-8")
         self._started = time.perf_counter() - spent_seconds
@@ -106,10 +120,14 @@ class MetricsLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
+    def flush(self) -> None:
+        """Make every row so far survive a power cut."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush to disk and close; closing twice is harmless."""
         if self._file.closed:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.flush()
         self._file.close()

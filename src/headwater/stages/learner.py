@@ -36,8 +36,9 @@ from headwater.models.saving import save_model
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.stages.alerts import Alert, write_alerts
 from headwater.stages.guards import Watcher
-from headwater.stages.job import MetricsLog, StageContext, StageJob
+from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
 from headwater.stages.rollouts import ROLLOUT_SCHEMA
+from headwater.storage import flush, sha256_of
 from headwater.types import LossSums
 
 #: Training is charged to the ledger at most this often, unless a budget or a label asks for more.
@@ -82,13 +83,12 @@ class Learner:
         self._done = 0
         self._spent_seconds = 0.0
         self._rollouts: list[dict[str, Any]] = []
+        self._files: dict[str, str] = {}  # parts of the rollouts on disk, by their hashes
         self._pending: dict[str, float] = {}
         self._save_seconds = 0.0
         self._resume()
         self._started = self._saved_at = self._charged_at = time.perf_counter()
-        self._metrics = MetricsLog(
-            job.checkpoint_dir / "metrics.jsonl", self._done, self._spent_seconds
-        )
+        self._metrics = MetricsLog(job.checkpoint_dir / METRICS, self._done, self._spent_seconds)
         for row in self._metrics.kept:
             self.alerts += self._watcher.watch(int(row["step"]), row)
         self._last = self._started
@@ -271,9 +271,14 @@ class Learner:
         ledger_position, cursor = self._settled
         folder = self.job.checkpoint_dir
         if self._rollouts:
-            _write_rows(self._rollouts, folder / "rollouts" / f"part-{self._done:09d}.parquet")
+            part = folder / "rollouts" / f"part-{self._done:09d}.parquet"
+            _write_rows(self._rollouts, part)
+            self._files[part.relative_to(folder).as_posix()] = sha256_of(part)
             self._rollouts = []
+        self._metrics.flush()
         state = {
+            "files": self._files,
+            "metrics_sha256": metrics_hash(self._metrics.path, self._done),
             "done": self._done,
             "updates": self.updater.steps_done,
             "cursor": cursor,
@@ -289,6 +294,9 @@ class Learner:
     def _resume(self) -> None:
         folder = self.job.checkpoint_dir
         found = load_checkpoint(folder / "steps")
+        if found is not None and not self._is_vouched(found.state):
+            shutil.rmtree(folder / "steps")
+            found = None
         position = 0
         if found is not None:
             self._done = int(found.state["done"])
@@ -297,11 +305,25 @@ class Learner:
             self._budget.lower_to(int(found.state.get("micro_batch_tokens", self._budget.tokens)))
             self.alerts = [Alert(**plain) for plain in found.state.get("out_of_memory", ())]
             position = int(found.state["ledger_position"])
+            self._files = dict(found.state.get("files", {}))
             self.updater.load_state(found.tensors, int(found.state["updates"]))
         self.context.account.rewind(position)
+        if found is None:
+            shutil.rmtree(folder / "rollouts", ignore_errors=True)
         for part in (folder / "rollouts").glob("part-*.parquet"):
             if int(part.stem.removeprefix("part-")) > self._done:
                 part.unlink()
+
+    def _is_vouched(self, state: Mapping[str, Any]) -> bool:
+        """Whether what lies beside a checkpoint is what it was saved with, and so is the ledger."""
+        folder = self.job.checkpoint_dir
+        files = state.get("files", {})
+        return (
+            all(path.is_file() for path in map(folder.joinpath, files))
+            and all(sha256_of(folder / name) == found for name, found in files.items())
+            and state.get("metrics_sha256") in (None, metrics_hash(folder / METRICS, state["done"]))
+            and int(state["ledger_position"]) <= self.context.account.position()
+        )
 
     def publish(self) -> None:
         """Write the model folder, metrics and rollouts into the stage's output.
@@ -316,7 +338,7 @@ class Learner:
                 param.data = master.detach()
         save_model(self.model, self.tokenizer, out / "model")
         self._metrics.close()
-        shutil.copyfile(self._metrics.path, out / "metrics.jsonl")
+        shutil.copyfile(self._metrics.path, out / METRICS)
         write_alerts(sorted(self.alerts, key=lambda one: (one.step, one.guard)), out)
         parts = sorted((self.job.checkpoint_dir / "rollouts").glob("part-*.parquet"))
         rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
@@ -332,12 +354,16 @@ class Learner:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._metrics.close()
-        if isinstance(exc, BudgetExhausted):
-            self._pending = {}
-            self._save()
+        try:
+            if isinstance(exc, BudgetExhausted):
+                self._pending = {}
+                self._save()
+        finally:
+            self._metrics.close()
 
 
 def _write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows), schema=ROLLOUT_SCHEMA), path)
+    flush(path)
+    flush(path.parent)

@@ -6,19 +6,17 @@ order in which stages happen to run shows in any result.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from headwater.errors import BudgetExhausted, HeadwaterError, Interrupted, StageError
 from headwater.workflow.graph import Graph
+from headwater.workflow.launch import Launch, launch_worker
 from headwater.workflow.messages import (
     Call,
     Done,
@@ -36,11 +34,6 @@ from headwater.workflow.worker import socket_pair
 _LISTEN_SECONDS = 0.2
 _QUIT_SECONDS = 5.0
 _LOG_LINES = 8
-# Not `-m`: neither the caller's main module nor the current folder has a say in a worker.
-_START = (
-    "import sys; sys.path[:] = sys.argv[2:]; "
-    "from headwater.workflow.worker import main; main(int(sys.argv[1]))"
-)
 
 
 class Executor:
@@ -49,7 +42,8 @@ class Executor:
     In a main thread the context also takes over Ctrl-C: the first asks every stage to save
     itself and stop, the second ends the workers at once.
 
-    task_of: the task of a fingerprint, called when its parents are published.
+    task_of: the task of a fingerprint, called when its parents are published. launch: how a
+    worker's process is started.
     """
 
     def __init__(
@@ -59,12 +53,14 @@ class Executor:
         processes: int,
         task_of: Callable[[str], StageTask],
         view: ProgressView,
+        launch: Launch = launch_worker,
     ) -> None:
         self._graph = graph
         self._setup = setup
         self._processes = processes
         self._task_of = task_of
         self.view = view
+        self._launch = launch
         self._workers: list[_Process] = []
         self._urgency = urgency(graph)
         self._finished: set[str] = set()
@@ -150,10 +146,11 @@ class Executor:
         return all(parent in self._finished for parent in node.parents)
 
     def _idle_worker(self) -> _Process:
-        for worker in self._workers:
-            if worker.stage is None:
+        for worker in [worker for worker in self._workers if worker.stage is None]:
+            if not worker.gone:
                 return worker
-        worker = _Process(self._setup, len(self._workers))
+            self._bury(worker)
+        worker = _Process(self._setup, len(self._workers), self._launch)
         self._workers.append(worker)
         return worker
 
@@ -229,34 +226,20 @@ class Executor:
 class _Process:
     """One worker process, our end of its socket, and the stage it has in hand."""
 
-    def __init__(self, setup: WorkerSetup, number: int) -> None:
+    def __init__(self, setup: WorkerSetup, number: int, launch: Launch) -> None:
         self.stage: str | None = None
         self.connection, theirs = socket_pair()
         log_dir = setup.run_dir / "logs"
         log_dir.mkdir(exist_ok=True)
         self._log = log_dir / f"worker-{number}.log"
-        threads = str(setup.threads)
-        environment = os.environ | {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
-        }
-        if setup.deterministic:
-            environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
-        paths = [path or str(Path.cwd()) for path in sys.path]
-        with theirs, self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno()), *paths],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                process_group=0,  # Ctrl-C reaches the run alone, which tells its workers
-            )
+        with theirs:
+            self._process = launch(setup, theirs.fileno(), self._log)
         self.tell(setup)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
 
     def tell(self, message: Any) -> None:
         """Send; a worker that is gone is found when it is listened to."""

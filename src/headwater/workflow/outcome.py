@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 
 from headwater.errors import BudgetExhausted, InputError
 from headwater.ledger import Ledger
+from headwater.ledger.statement import check_ledger
 from headwater.types import AttemptTable
 from headwater.workflow.graph import PROBE_FILE, Graph, Role
 from headwater.workflow.record import LEDGER_FILE, RunRecord, read_record
@@ -92,6 +93,7 @@ def load_outcome(run_dir: Path, stopped: BudgetExhausted | None = None) -> RunOu
     store = ArtifactStore(run_dir)
     published = {f for f in record.graph.nodes if store.get(f) is not None}
     with Ledger(run_dir / LEDGER_FILE) as ledger:
+        check_ledger(ledger)
         rows = _Rows(record, store, ledger, published)
         return RunOutcome(
             run_dir=run_dir,
@@ -141,7 +143,7 @@ def _lost(ledger: Ledger, graph: Graph, published: set[str]) -> tuple[str, ...]:
     return (
         f"the ledger has no account of {len(lost)} finished stages (first: "
         f"{graph.describe(lost[0])}): what they spent is missing from every total and budget; "
-        f"restore {LEDGER_FILE}, or run again in an empty folder",
+        f"restore {LEDGER_FILE}, or run again to take it from the stages' artifacts",
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
 from headwater.errors import InputError
+from headwater.storage import sealed, unsealed, write_whole
 from headwater.workflow.graph import ArmPlan, BasePlan, Graph, StageNode
 from headwater.workflow.study import Study
 
@@ -72,7 +73,7 @@ def _compared(contrast: Contrast, arms: Collection[str]) -> bool:
 
 
 def write_record(record: RunRecord, run_dir: Path) -> None:
-    """Write RUN/run.json, whole or not at all."""
+    """Write RUN/run.json, whole or not at all, with a seal over its content."""
     graph = record.graph
     plain = {name: value for name, value in vars(record).items() if name != "graph"}
     plain |= {
@@ -84,9 +85,7 @@ def write_record(record: RunRecord, run_dir: Path) -> None:
         "arms": [asdict(plan) for plan in graph.arms],
         "bases": [asdict(plan) for plan in graph.bases],
     }
-    beside = run_dir / f"{RUN_FILE}.part"
-    beside.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    beside.replace(run_dir / RUN_FILE)
+    write_whole(run_dir / RUN_FILE, json.dumps(sealed(plain), indent=1) + "\n")
 
 
 def read_record(run_dir: Path) -> RunRecord:
@@ -95,7 +94,7 @@ def read_record(run_dir: Path) -> RunRecord:
     if not path.is_file():
         raise InputError(f"{path} is missing; give the folder of a run (headwater run --out)")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = unsealed(json.loads(path.read_text(encoding="utf-8")))
         if plain.pop("format") != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}")
         nodes = [StageNode(**node) for node in plain.pop("nodes")]

@@ -10,20 +10,24 @@ from pathlib import Path
 from headwater.config.loading import write_resolved
 from headwater.config.recipe import Recipe
 from headwater.errors import BudgetExhausted, InputError, StageError
+from headwater.ledger import Ledger
 from headwater.models.config_file import read_config
 from headwater.models.size import model_configs
 from headwater.models.source_names import SourceKind, describe_source
 from headwater.stages.alerts import read_alerts
 from headwater.stages.job import StageJob
+from headwater.storage import disk_errors
 from headwater.types import Problem
+from headwater.workflow.accounts import settle_accounts
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
+from headwater.workflow.launch import Launch, launch_worker
 from headwater.workflow.messages import StageTask, WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView, make_view
 from headwater.workflow.readings import readings_of
-from headwater.workflow.record import record_of, write_record
+from headwater.workflow.record import LEDGER_FILE, record_of, write_record
 from headwater.workflow.store import ArtifactStore, run_lock
 from headwater.workflow.study import Study
 
@@ -75,17 +79,20 @@ def run_study(
     view: ProgressView,
     functions: WorkerFunctions = WorkerFunctions(),
     strict: bool = False,
+    launch: Launch = launch_worker,
 ) -> RunOutcome:
     """Run a prepared study.
 
-    functions: what workers call. strict and errors: as of `run_recipe`.
+    functions: what workers call; launch: how their processes are started. strict and errors: as of
+    `run_recipe`.
     """
     if strict and study.warnings:
         raise InputError(
             "\n".join(f"{warning}; --strict takes this for an error" for warning in study.warnings)
         )
-    with run_lock(out_dir):
+    with disk_errors(out_dir), run_lock(out_dir):
         store = ArtifactStore(out_dir)
+        store.tidy()
         write_resolved(study.recipe, out_dir / RECIPE_FILE)
         processes, threads = workforce(study.recipe)
         write_record(record_of(study, threads), out_dir)
@@ -105,10 +112,13 @@ def run_study(
         with (
             view,
             Executor(
-                study.graph, setup, processes, lambda f: make_task(study, store, f), view
+                study.graph, setup, processes, lambda f: make_task(study, store, f), view, launch
             ) as executor,
         ):
-            stopped = _execute(study, store, executor, functions, strict)
+            published = _sound(study.graph, store, view)
+            with Ledger(out_dir / LEDGER_FILE) as ledger:
+                settle_accounts(ledger, study.graph, store, published, view.say)
+            stopped = _execute(study, store, executor, functions, published, strict)
         return load_outcome(out_dir, stopped)
 
 
@@ -174,11 +184,11 @@ def _execute(
     store: ArtifactStore,
     executor: Executor,
     functions: WorkerFunctions,
+    published: set[str],
     strict: bool,
 ) -> BudgetExhausted | None:
     """Sources first, so that models are checked before anything is trained; then the rest."""
     graph = study.graph
-    published = _sound(graph, store, executor.view)
     executor.view.found(len(published))
     if strict:
         _refuse_alerts(graph, store, published)

@@ -7,7 +7,6 @@ written) and `checkpoints/<fingerprint>/` (how an interrupted stage continues).
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from headwater.errors import InputError, StageError
+from headwater.storage import (
+    disk_errors,
+    flush,
+    flush_tree,
+    sealed,
+    sha256_of,
+    unsealed,
+    write_whole,
+)
 from headwater.types import Artifact
 
 MANIFEST = "manifest.json"
-_CHUNK_BYTES = 1 << 20
+_REMOVED = ".removed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +82,25 @@ class ArtifactStore:
     def manifest(self, fingerprint: str) -> dict[str, Any]:
         """What was written beside a published artifact: kind, parents, settings, files."""
         text = (self.path(fingerprint) / MANIFEST).read_text(encoding="utf-8")
-        found = json.loads(text)
-        if not isinstance(found, dict) or not {"kind", "parents", "files"} <= found.keys():
+        found = unsealed(json.loads(text))
+        if not {"kind", "parents", "files"} <= found.keys():
             raise ValueError("manifest lacks kind, parents or files")
         return found
 
     def find_damage(self, fingerprint: str) -> Damage | None:
-        """What is wrong with a published artifact; None when it is sound."""
+        """What is wrong with a published artifact; None when it is sound.
+
+        Raises StageError for one that may not be read, which is no damage.
+        """
+        with disk_errors(self.path(fingerprint)):
+            return self._find_damage(fingerprint)
+
+    def _find_damage(self, fingerprint: str) -> Damage | None:
         folder = self.path(fingerprint)
         try:
             files = self.manifest(fingerprint)["files"]
+        except PermissionError:
+            raise
         except (OSError, ValueError) as error:
             return Damage(fingerprint, f"{MANIFEST} cannot be read ({error})")
         for name, expected in files.items():
@@ -93,7 +110,7 @@ class ArtifactStore:
             size = file.stat().st_size
             if size != expected["bytes"]:
                 return Damage(fingerprint, f"{name} has {size} bytes, not {expected['bytes']}")
-            if fingerprint not in self._hashed and _sha256(file) != expected["sha256"]:
+            if fingerprint not in self._hashed and sha256_of(file) != expected["sha256"]:
                 return Damage(fingerprint, f"{name} differs from its recorded hash")
         self._hashed.add(fingerprint)
         return None
@@ -106,6 +123,20 @@ class ArtifactStore:
             self.checkpoint_dir(fingerprint),
         ):
             _remove(folder)
+
+    def tidy(self) -> None:
+        """Remove what a killed run left behind and nobody will ask for again.
+
+        That is half-removed folders, and staging and checkpoints of published stages. Only for
+        the owner of the run folder.
+        """
+        for folder in (self._artifacts, self._staging, self._checkpoints):
+            for path in folder.glob(f"*{_REMOVED}"):
+                shutil.rmtree(path)
+        for folder in (self._staging, self._checkpoints):
+            for path in folder.iterdir():
+                if self.path(path.name).is_dir():
+                    _remove(path)
 
     def begin(self, fingerprint: str) -> bool:
         """Prepare the folders of a stage; returns whether it continues from a checkpoint.
@@ -127,21 +158,17 @@ class ArtifactStore:
         """
         staged = self.staging_dir(fingerprint)
         files = {}
-        for file in sorted(p for p in staged.rglob("*") if p.is_file() and p.name != MANIFEST):
-            _fsync(file)
+        for file in sorted(p for p in staged.rglob("*") if p.is_file() and p != staged / MANIFEST):
             files[file.relative_to(staged).as_posix()] = {
                 "bytes": file.stat().st_size,
-                "sha256": _sha256(file),
+                "sha256": sha256_of(file),
             }
-        manifest = {"fingerprint": fingerprint, **facts, "files": files}
-        path = staged / MANIFEST
-        path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        _fsync(path)
-        for folder in (*(p for p in staged.rglob("*") if p.is_dir()), staged):
-            _fsync(folder)
+        manifest = sealed({"fingerprint": fingerprint, **facts, "files": files})
+        write_whole(staged / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        flush_tree(staged)
         _remove(self.path(fingerprint))
         staged.rename(self.path(fingerprint))
-        _fsync(self._artifacts)
+        flush(self._artifacts)
         _remove(self.checkpoint_dir(fingerprint))
         self._hashed.add(fingerprint)
         return self.path(fingerprint)
@@ -195,26 +222,10 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         # Renamed first, so that a half-removed folder is never taken for a whole one.
-        doomed = path.with_name(f"{path.name}.removed")
+        doomed = path.with_name(f"{path.name}{_REMOVED}")
         if doomed.exists():
             shutil.rmtree(doomed)
         path.rename(doomed)

@@ -19,16 +19,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, StageError
 from headwater.ledger import Ledger
+from headwater.ledger.ledger import Kind
 from headwater.stages.job import StageContext, StageJob
+from headwater.storage import disk_error
 from headwater.verify.grading import Verifier
 from headwater.verify.vault import LabelVault
 from headwater.verify.verifiers import make_verifier
+from headwater.workflow.accounts import write_statement
 from headwater.workflow.graph import EVALUATES
 from headwater.workflow.messages import (
     Call,
@@ -88,8 +91,11 @@ class _Worker:
                 except HeadwaterError as error:
                     self._send(Failed.of(error, doing))
                 except Exception as error:  # the process boundary: told to the run as it is
-                    traceback.print_exc()
-                    self._send(Failed.of(error, doing))
+                    with suppress(OSError):  # the log may lie on the disk that is full
+                        traceback.print_exc()
+                    told = disk_error(error, setup.run_dir)
+                    failure = error if told is None else StageError(f"{doing}: {told}")
+                    self._send(Failed.of(failure, doing))
                 else:
                     self._send(reply)
                 del task
@@ -114,7 +120,14 @@ class _Worker:
         """Run and publish one stage; returns its seconds in this process."""
         started = time.perf_counter()
         job = task.job
-        account = ledger.account(job.fingerprint, "eval" if job.kind in EVALUATES else "train")
+        for parent in task.facts["parents"]:
+            if store.get(parent) is None:
+                raise StageError(
+                    f"{store.path(parent)}: what {task.description} reads is gone; leave the run "
+                    "folder alone while it is used, and run again to rebuild it"
+                )
+        kind: Kind = "eval" if job.kind in EVALUATES else "train"
+        account = ledger.account(job.fingerprint, kind)
         if not store.begin(job.fingerprint):
             account.rewind(0)
         vault = None
@@ -131,6 +144,7 @@ class _Worker:
         run_stage: RunStage = load_function(self._setup.run_stage)
         run_stage(job, context)
         seconds = time.perf_counter() - started
+        write_statement(ledger, job.fingerprint, kind, job.output_dir)
         store.publish(job.fingerprint, {**task.facts, "seconds": round(seconds, 3)})
         return seconds
 

@@ -1,0 +1,1 @@
+"""Random faults against small real runs: `python -m torture` (see `__main__`)."""

@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.slow
 def test_a_dozen_kills_change_no_bit() -> None:
-    command = "-m torture --small --kills 12 --seconds 120 --lanes 1 --seed 3"
+    command = "-m torture --small --kills 12 --seconds 900 --lanes 1 --seed 3"
     paths = os.pathsep.join([str(TESTS), *(path for path in sys.path if path)])
     done = subprocess.run(
         [sys.executable, *command.split()],

@@ -129,7 +129,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameter(
 
     monkeypatch.setattr(supervised, "hidden_at_targets", poisoned)
     run = _sft(student, tmp_path, 1e-4)
-    match = r"step 1 of 3: update 0: loss=\d.*not finite in 1 of \d+ gradients: model\.norm\.weight\)"
+    match = r"step 1 of 3: update 0: loss=\d.*not finite in 1 of \d+ .*: model\.norm\.weight\)"
     with pytest.raises(StageError, match=match):
         run.start()
 

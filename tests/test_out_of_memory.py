@@ -1,4 +1,4 @@
-"""Memory that runs out: the step or the call is done again in smaller pieces, to the same result."""
+"""Memory that runs out: what failed is done again in smaller pieces, to the same result."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_groups_are_divided_only_when_asked_and_no_row_is_lost() -> None:
     uneven = [_group(2, 3, 9, 4, 7, 5)]
     for budget in range(1, 60):
         parts = [part for micro in micro_batches(uneven, budget, divide=True) for part in micro]
-        rows = sorted((row, c) for part in parts for row, c in zip(part.rows, part.completions))
+        rows = sorted(
+            pair for part in parts for pair in zip(part.rows, part.completions, strict=True)
+        )
         assert rows == list(zip(uneven[0].rows, uneven[0].completions, strict=True))
         assert all(part.prompt_ids == uneven[0].prompt_ids for part in parts)
 
@@ -229,7 +231,8 @@ def test_a_stage_goes_on_in_smaller_micro_batches(
     assert (alert.guard, alert.quantity) == ("out_of_memory", "micro_batch_tokens")
     assert alert.threshold == 16384 and alert.value <= 44
     assert len(small.told) == 1  # however often it was halved
-    assert f"step {alert.step} of 2: memory ran out" in alert.words and "lowered from 16384 to" in alert.words
+    assert f"step {alert.step} of 2: memory ran out" in alert.words
+    assert "lowered from 16384 to" in alert.words
 
 
 def test_a_backward_pass_that_does_not_fit_is_done_again_too(

@@ -35,6 +35,7 @@ from headwater.engine.packing import PackedGroup, pack
 from headwater.errors import InputError, StageError
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages import grpo, opd, pretrain, sample_sft, sft, teacher_rollouts, warmup
+from headwater.stages.rollouts import RolloutSource
 from headwater.tasks.problems import load_problems
 from headwater.tasks.prompts import encode_prompt
 from headwater.types import FullTargets, Problem, TopKTargets
@@ -515,6 +516,29 @@ def test_micro_batches_change_grpo_only_by_rounding(tmp_path: Path, student: Pat
     whole, split = (run.metrics() for run in runs)
     for a, b in zip(whole, split, strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    first = [[row for row in run.rollouts() if row["step"] == 0] for run in runs]
+    assert first[0] == first[1]
+    before, after, other = (_weights(folder) for folder in (student, *(r.model_dir for r in runs)))
+    moved = sum(float((after[name] - before[name]).square().sum()) for name in before)
+    apart = sum(float((after[name] - other[name]).square().sum()) for name in before)
+    assert apart < 1e-4 * moved
+
+
+def test_rollouts_of_a_problem_do_not_depend_on_its_company(tmp_path: Path, student: Path) -> None:
+    job = make_job("grpo", GRPOStage(), tmp_path, model_dir=student)
+    model = FrozenModel.load(student, torch.device("cpu"), torch.float32, VOCAB).model
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    asked = problems().problems
+
+    def draw(which: Iterable[int], **rows: int) -> list[list[tuple[int, ...]]]:
+        source = RolloutSource(job, model, tokenizer, SAMPLING, **rows)
+        groups = source.draw([asked[index] for index in which], 4, step=7)
+        return [[r.response_ids for r in group.rollouts] for group in groups]
+
+    together = draw(range(8))
+    assert [draw([index])[0] for index in range(8)] == together
+    assert draw(reversed(range(8)))[::-1] == together
+    assert draw(range(8), max_rows=5) == together
 
 
 def test_bfloat16_publishes_its_float32_masters(tmp_path: Path, student: Path) -> None:

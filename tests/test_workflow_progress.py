@@ -122,3 +122,15 @@ def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_clock_carries_into_minutes_and_hours() -> None:
     assert [clock(s) for s in (0, 59.6, 3599.6, 36000)] == ["0:00", "1:00", "1:00:00", "10:00:00"]
+
+
+@pytest.mark.parametrize("view_of", [LineView, LiveView])
+def test_an_alert_is_one_lasting_line(view_of: type[LineView | LiveView]) -> None:
+    graph, out = graph_of([0]), console()
+    with view_of(graph, out) as view:
+        view.started(grpo(graph))
+        view.warned(grpo(graph), "step 11 of 40: [bold]far[/bold] too long")
+    assert (
+        "  warning: grpo labels (a, b, c and 1 more): step 11 of 40: [bold]far[/bold] too long\n"
+        in text(out)
+    )

@@ -18,14 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from disk_faults import fill_disk
-from headwater.errors import InputError
+from headwater.errors import InputError, StageError
 from headwater.seeding import derive_key
+from headwater.stages.alerts import Alert, write_alerts
 from headwater.stages.job import StageContext, StageJob
 from headwater.tasks.readings import Reading
 
 #: Files in the run folder's parent that tell a stage to misbehave once.
 KILL, STALL, DEAF, FAIL, CRASH = "kill", "stall", "deaf", "fail", "crash"
 FULL, VANISH = "full", "vanish"
+#: A file in the run folder's parent: the stage kind that raises this alert whenever it runs.
+ALERT = "alert"
+RAISED = Alert("kl_rise_nats", "kl", 2, 1.5, 0.5, "step 2 of 4: KL is 1.5", "a <cause>", "a cure")
 
 
 def run_stage(job: StageJob, context: StageContext) -> None:
@@ -63,8 +67,13 @@ def run_stage(job: StageJob, context: StageContext) -> None:
         _misbehave(world, job, step, context)
         _write(job.checkpoint_dir / "state.json", state)
         context.report_progress({"step": step + 1, "total": 4, "loss": 1 / (step + 1)})
+        if step == 1 and _alerts(world, job):
+            context.report_alert(RAISED)
+            if context.strict:
+                raise StageError(f"{RAISED.words}; run without --strict")
         context.raise_if_stopped()
     _publish(job, state["value"])
+    write_alerts(_alerts(world, job), job.output_dir)
 
 
 def same_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
@@ -117,6 +126,11 @@ def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> 
         deadline = time.monotonic() + 30
         while (name == DEAF or not context.stop_requested()) and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def _alerts(world: Path, job: StageJob) -> list[Alert]:
+    order = world / ALERT
+    return [RAISED] if order.is_file() and order.read_text() == job.kind else []
 
 
 def _resume(job: StageJob, context: StageContext) -> dict:

@@ -20,7 +20,7 @@ from headwater.report.quantities import count, percent, points
 from headwater.report.results import DifferenceRow, HypothesisRow, MapCell, Results, Row
 from headwater.report.study_tables import claims_of, ladder
 from headwater.report.views import arm_groups
-from headwater.report.visible import visible
+from headwater.visible import visible
 
 FIGURES_FOLDER = "figures"
 #: The light theme of page.css.

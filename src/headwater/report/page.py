@@ -35,8 +35,8 @@ from headwater.report.views import (
     stage_groups,
     unclaimed,
 )
-from headwater.report.visible import excerpt, visible
 from headwater.report.words import best_arm, closing_words
+from headwater.visible import excerpt, visible
 
 PAGE_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"

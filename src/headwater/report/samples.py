@@ -15,9 +15,9 @@ from rich.text import Text
 
 from headwater.errors import InputError
 from headwater.report.results import RESULTS_FILE, Results, Row, read_results
-from headwater.report.visible import excerpt, visible
 from headwater.seeding import derive_key
 from headwater.types import FinishReason, Verdict
+from headwater.visible import excerpt, visible
 
 ROLLOUTS_FILE = "rollouts.parquet"  # of a stage that sampled
 ATTEMPTS_FILE = "attempts.parquet"  # of an evaluation

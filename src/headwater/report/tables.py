@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.report.quantities import bare_p_value, points, spent, tiny
-from headwater.report.visible import visible
+from headwater.visible import visible
 
 TABLES_FOLDER = "tables"
 

@@ -14,6 +14,7 @@ from headwater.config.base import Settings
 from headwater.config.recipe import Compute
 from headwater.config.stages import Sampling
 from headwater.errors import Interrupted
+from headwater.plain_json import parse_json
 from headwater.types import Problem
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class MetricsLog:
         if resume_step and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:  # a torn last line
+                    row = parse_json(line)
+                except ValueError:  # a torn last line
                     break
                 if row["step"] < resume_step:
                     kept.append(line)

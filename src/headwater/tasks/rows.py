@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.plain_json import parse_json
 from headwater.tasks.benchmarks import benchmark_names
 from headwater.tasks.hub import hub_name, hub_rows
 
@@ -78,7 +78,7 @@ def _json_line_rows(path: Path) -> Iterator[Row]:
 
 def _row(where: str, line: bytes) -> Row:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:  # covers bytes that are not UTF-8
         raise InputError(
             f"{where}: not JSON ({error}); write one JSON object a line, in UTF-8"
@@ -94,7 +94,7 @@ def _record(where: str, values: object) -> Row:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        items = json.loads(path.read_bytes())
+        items = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); write a list of objects") from error
     if not isinstance(items, list):

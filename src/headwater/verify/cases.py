@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from headwater.errors import InputError
+from headwater.plain_json import parse_json
 from headwater.types import Label
 from headwater.verify.describing import explain_grade
 from headwater.verify.verifiers import make_verifier
@@ -59,7 +59,7 @@ def read_cases(path: Path) -> list[Case]:
     cases = []
     for place, line in _numbered_lines(path):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:  # also a number of more digits than Python reads
             raise InputError(f"{place}: not JSON ({error}); write one object a line") from None
         cases.append(_case(place, row))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as parquet
 
 from headwater.errors import BudgetExhausted, InputError
 from headwater.ledger import Ledger
+from headwater.plain_json import read_json_file
 from headwater.types import AttemptTable
 from headwater.workflow.graph import PROBE_FILE, Graph, Role
 from headwater.workflow.record import LEDGER_FILE, RunRecord, read_record
@@ -125,7 +125,7 @@ def _probes(graph: Graph, store: ArtifactStore, published: set[str]) -> tuple[Pr
 def _read_probe(store: ArtifactStore, fingerprint: str) -> Mapping[str, Any]:
     path = store.path(fingerprint) / PROBE_FILE
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = read_json_file(path)
     except ValueError as error:
         raise InputError(
             f"{path} is not JSON ({error}); remove this artifact and run again"

@@ -17,6 +17,7 @@ from typing import Any
 
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
 from headwater.errors import InputError
+from headwater.plain_json import read_json_file
 from headwater.workflow.graph import ArmPlan, BasePlan, Graph, StageNode
 from headwater.workflow.study import Study
 
@@ -95,7 +96,7 @@ def read_record(run_dir: Path) -> RunRecord:
     if not path.is_file():
         raise InputError(f"{path} is missing; give the folder of a run (headwater run --out)")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json_file(path)
         if plain.pop("format") != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}")
         nodes = [StageNode(**node) for node in plain.pop("nodes")]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from headwater.errors import InputError, StageError
+from headwater.plain_json import read_json_file
 from headwater.types import Artifact
 
 MANIFEST = "manifest.json"
@@ -73,8 +74,7 @@ class ArtifactStore:
 
     def manifest(self, fingerprint: str) -> dict[str, Any]:
         """What was written beside a published artifact: kind, parents, settings, files."""
-        text = (self.path(fingerprint) / MANIFEST).read_text(encoding="utf-8")
-        found = json.loads(text)
+        found = read_json_file(self.path(fingerprint) / MANIFEST)
         if not isinstance(found, dict) or not {"kind", "parents", "files"} <= found.keys():
             raise ValueError("manifest lacks kind, parents or files")
         return found

@@ -25,6 +25,7 @@ from typing import Any
 
 from headwater.errors import HeadwaterError
 from headwater.ledger import Ledger
+from headwater.redaction import redact
 from headwater.stages.job import StageContext, StageJob
 from headwater.verify.grading import Verifier
 from headwater.verify.vault import LabelVault
@@ -87,7 +88,7 @@ class _Worker:
                 except HeadwaterError as error:
                     self._send(Failed.of(error, doing))
                 except Exception as error:  # the process boundary: told to the run as it is
-                    traceback.print_exc()
+                    print(redact(traceback.format_exc()), file=sys.stderr)
                     self._send(Failed.of(error, doing))
                 else:
                     self._send(reply)

@@ -14,6 +14,7 @@ from headwater.errors import BudgetExhausted, InputError
 from headwater.ledger import Ledger
 from headwater.plain_json import read_json_file
 from headwater.types import AttemptTable
+from headwater.workflow.confinement import require_own_files
 from headwater.workflow.graph import PROBE_FILE, Graph, Role
 from headwater.workflow.record import LEDGER_FILE, RunRecord, read_record
 from headwater.workflow.store import ArtifactStore
@@ -87,7 +88,11 @@ class RunOutcome:
 
 
 def load_outcome(run_dir: Path, stopped: BudgetExhausted | None = None) -> RunOutcome:
-    """What a run folder holds so far. Raises InputError for a folder that is no run."""
+    """What a run folder holds so far.
+
+    Raises InputError for a folder that is no run, or in which something leads out of it.
+    """
+    require_own_files(run_dir)
     record = read_record(run_dir)
     store = ArtifactStore(run_dir)
     published = {f for f in record.graph.nodes if store.get(f) is not None}

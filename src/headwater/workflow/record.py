@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
 from headwater.errors import InputError
 from headwater.plain_json import read_json_file
+from headwater.workflow.confinement import is_folder_name
 from headwater.workflow.graph import ArmPlan, BasePlan, Graph, StageNode
 from headwater.workflow.study import Study
 
@@ -100,6 +101,7 @@ def read_record(run_dir: Path) -> RunRecord:
         if plain.pop("format") != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}")
         nodes = [StageNode(**node) for node in plain.pop("nodes")]
+        _check_nodes(nodes)
         graph = Graph(
             {node.fingerprint: node for node in nodes},
             tuple(ArmPlan(**arm) for arm in plain.pop("arms")),
@@ -117,6 +119,18 @@ def read_record(run_dir: Path) -> RunRecord:
         raise InputError(
             f"{path} cannot be read ({error}); run the recipe again to write it anew"
         ) from error
+
+
+def _check_nodes(nodes: Sequence[StageNode]) -> None:
+    """Raise ValueError unless every stage has a fingerprint and known parents before it."""
+    known: set[str] = set()
+    for node in nodes:
+        if not is_folder_name(node.fingerprint):
+            raise ValueError(f"{node.fingerprint!r} is no fingerprint")
+        unknown = set(node.parents) - known
+        if unknown:
+            raise ValueError(f"{node.fingerprint} stands before {min(unknown)!r}, a parent of it")
+        known.add(node.fingerprint)
 
 
 def _machine(threads: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from headwater.models.size import model_configs
 from headwater.models.source_names import SourceKind, describe_source
 from headwater.stages.job import StageJob
 from headwater.types import Problem
+from headwater.workflow.confinement import require_own_files
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
 from headwater.workflow.messages import StageTask, WorkerSetup
@@ -73,6 +74,7 @@ def run_study(
 
     functions: what workers call. Raises as `run_recipe` does.
     """
+    require_own_files(out_dir)
     with run_lock(out_dir):
         store = ArtifactStore(out_dir)
         write_resolved(study.recipe, out_dir / RECIPE_FILE)

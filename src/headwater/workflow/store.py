@@ -21,6 +21,7 @@ from typing import IO, Any
 from headwater.errors import InputError, StageError
 from headwater.plain_json import read_json_file
 from headwater.types import Artifact
+from headwater.workflow.confinement import is_folder_name, is_inside
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
@@ -48,15 +49,15 @@ class ArtifactStore:
 
     def path(self, fingerprint: str) -> Path:
         """Where the artifact lies once it is published."""
-        return self._artifacts / fingerprint
+        return self._artifacts / _own_name(fingerprint)
 
     def staging_dir(self, fingerprint: str) -> Path:
         """Where a stage writes its result."""
-        return self._staging / fingerprint
+        return self._staging / _own_name(fingerprint)
 
     def checkpoint_dir(self, fingerprint: str) -> Path:
         """Where a stage keeps what it needs to continue."""
-        return self._checkpoints / fingerprint
+        return self._checkpoints / _own_name(fingerprint)
 
     def get(self, fingerprint: str) -> Artifact | None:
         """The published artifact, or None. Raises StageError naming what is damaged in it."""
@@ -77,6 +78,9 @@ class ArtifactStore:
         found = read_json_file(self.path(fingerprint) / MANIFEST)
         if not isinstance(found, dict) or not {"kind", "parents", "files"} <= found.keys():
             raise ValueError("manifest lacks kind, parents or files")
+        files = found["files"]
+        if not isinstance(files, dict) or not all(map(_is_file_entry, files.items())):
+            raise ValueError("manifest names a file outside its artifact, or without size and hash")
         return found
 
     def find_damage(self, fingerprint: str) -> Damage | None:
@@ -86,6 +90,9 @@ class ArtifactStore:
             files = self.manifest(fingerprint)["files"]
         except (OSError, ValueError) as error:
             return Damage(fingerprint, f"{MANIFEST} cannot be read ({error})")
+        linked = next((path for path in folder.rglob("*") if path.is_symlink()), None)
+        if linked is not None:
+            return Damage(fingerprint, f"{linked.name} is a link and no file of its own")
         for name, expected in files.items():
             file = folder / name
             if not file.is_file():
@@ -193,6 +200,21 @@ def _try_lock(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _own_name(fingerprint: str) -> str:
+    if not is_folder_name(fingerprint):
+        raise InputError(
+            f"{fingerprint!r} is no fingerprint: expected letters and digits, as in artifacts/; "
+            "this run's record was changed: run the recipe again"
+        )
+    return fingerprint
+
+
+def _is_file_entry(entry: tuple[object, object]) -> bool:
+    name, facts = entry
+    known = isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys()
+    return known and is_inside(name)
 
 
 def _sha256(path: Path) -> str:

@@ -22,6 +22,11 @@ _DRAWN_AS_NOTHING = frozenset(
         ),
     )
 )
+#: What a formula begins with, in the wide letters of East Asian spreadsheets too.
+_FORMULAS = frozenset(
+    "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}"
+    "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
 #: Longer than anything a person wrote to be read in one place.
 LONGEST_SHOWN = 200_000
 
@@ -61,6 +66,16 @@ def one_line(text: str, limit: int = 2_000) -> str:
     """
     shown = visible(text[: limit + 1]).replace("\n", " ").replace("\t", " ")
     return shown if len(text) <= limit else f"{shown[:limit]}... ({len(text):,} characters)"
+
+
+def csv_text(text: str) -> str:
+    """`visible` text for a cell; what a spreadsheet would take for a formula gets an apostrophe.
+
+    >>> csv_text("=1+1"), csv_text("1+1")
+    ("'=1+1", '1+1')
+    """
+    shown = visible(text)
+    return f"'{shown}" if shown.lstrip()[:1] in _FORMULAS else shown
 
 
 def _stand_in(character: str) -> str:

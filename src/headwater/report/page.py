@@ -21,7 +21,7 @@ from headwater.report.map_view import grid_of, map_words
 from headwater.report.paper_tables import paper_tables
 from headwater.report.plots import colour, dash, draw_panel
 from headwater.report.results import DifferenceRow, DynamicsRow, Results, Row, read_results
-from headwater.report.samples import verdict_mark
+from headwater.report.samples import ReadRollout, verdict_mark
 from headwater.report.scale import scale_of
 from headwater.report.side_by_side import Answered, side_by_side
 from headwater.report.views import (
@@ -36,6 +36,7 @@ from headwater.report.views import (
     unclaimed,
 )
 from headwater.report.words import best_arm, closing_words
+from headwater.types import Verdict
 from headwater.visible import excerpt, visible
 
 PAGE_FILE = "report.html"
@@ -183,7 +184,7 @@ def _environment(results: Results) -> Environment:
         loader=FunctionLoader(_template),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=lambda value: visible(excerpt(value)) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -211,10 +212,16 @@ def _environment(results: Results) -> Environment:
         "cell_lines": tables.cell_lines,
         "is_matched": lambda cell: isinstance(cell, tables.Amounts) and cell.matched,
         "verdict_mark": lambda rollout: verdict_mark(rollout)[0],
+        "verdict_class": _verdict_class,
         "prompt_limit": _PROMPT_LIMIT,
         "response_limit": _RESPONSE_LIMIT,
     }
     return environment
+
+
+def _verdict_class(rollout: ReadRollout) -> str:
+    """A class of the style sheet, whatever a file calls its verdict."""
+    return rollout.verdict if rollout.verdict in set(Verdict) else "none"
 
 
 def _evaluations(row: Row) -> str:

@@ -52,7 +52,7 @@ _NAMES = frozenset(
 
 def make_hostile_run(run_dir: Path) -> None:
     """Write a run folder as training leaves it, then all its texts as a stranger might."""
-    make_run(run_dir, seeds=(0, 1), eval_sets=("arithmetic", "hard"))
+    make_run(run_dir, seeds=(0,), eval_sets=("arithmetic", "hard"))
     path = run_dir / RESULTS_FILE
     path.write_text(json.dumps(_hostile(json.loads(path.read_text()), None)), encoding="utf-8")
     (run_dir / "recipe.yaml").write_text("\n".join(PAYLOADS.values()), encoding="utf-8")

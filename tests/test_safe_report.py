@@ -31,16 +31,16 @@ UNSEEN = re.compile(
     "\ud800-\udfff\U000e0000-\U000e01ef]"
 )
 #: What the templates and the plots write; nothing else may be in a page.
-ELEMENTS = frozenset(
-    "html head meta title style body header main footer section h1 h2 h3 p ul li div span table"
-    " thead tbody tr th td details summary pre code small b i br dl dt dd"
-    " svg g path defs use clippath rect text".split()
-)
-ATTRIBUTES = frozenset(
-    "lang charset http-equiv content name class style title colspan open role aria-label scope"
-    " data-name id d transform width height x y viewbox xmlns xmlns:xlink xlink:href href version"
-    " clip-path".split()
-)
+ELEMENTS = """
+    html head meta title style body header main footer section h1 h2 h3 p ul li div span table
+    thead tbody tr th td details summary pre code small b i br dl dt dd figure figcaption
+    svg g path defs use clippath rect text
+"""
+ATTRIBUTES = """
+    lang charset http-equiv content name class style title colspan open role aria-label scope
+    data-name id d transform width height x y viewbox xmlns xmlns:xlink xlink:href href version
+    clip-path
+"""
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,8 @@ class Parts(HTMLParser):
 
 def test_no_element_and_no_attribute_of_the_page_comes_from_the_data(page: str) -> None:
     parts = Parts(page)
-    assert parts.elements <= ELEMENTS
-    assert parts.attributes.keys() <= ATTRIBUTES
-    assert not any(value.strip().lower().startswith("javascript") for value in parts.text[:0])
+    assert parts.elements <= set(ELEMENTS.split())
+    assert parts.attributes.keys() <= set(ATTRIBUTES.split())
     links = parts.attributes.get("href", set()) | parts.attributes.get("xlink:href", set())
     assert all(link.startswith("#") for link in links)
     classes = {name for value in parts.attributes["class"] for name in value.split()}
@@ -157,7 +156,7 @@ def test_figures_hold_no_script(hostile: Path) -> None:
     assert figures
     for figure in figures:
         parts = Parts(figure.read_text(encoding="utf-8"))
-        assert parts.elements <= ELEMENTS | {"metadata", "rdf:rdf", "cc:work", "dc:type"}
+        assert parts.elements <= {*ELEMENTS.split(), "metadata", "rdf:rdf", "cc:work", "dc:type"}
         assert not any(name.startswith("on") for name in parts.attributes)
 
 

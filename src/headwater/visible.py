@@ -11,6 +11,8 @@ import unicodedata
 
 _KEPT = frozenset("\n\t")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_MARK_CATEGORIES = frozenset({"Mn", "Me"})
+_MOST_MARKS = 4  # on one letter; the most that a language writes
 #: Marks and letters that are drawn as nothing: joiners, fillers, vowels never written, blanks,
 #: and variation selectors, but for the one that ordinary emoji are written with.
 _DRAWN_AS_NOTHING = frozenset(
@@ -34,14 +36,25 @@ LONGEST_SHOWN = 200_000
 def visible(text: str) -> str:
     """Text with every control, format, surrogate, unassigned and empty character made visible.
 
-    Each becomes `<U+XXXX>`; newline and tab stay.
+    Each becomes `<U+XXXX>`; newline and tab stay. So does each mark above or below a letter but
+    the first few, which would cover other lines.
 
     >>> visible("a\\x1b[31mb\\u202ec")
     'a<U+001B>[31mb<U+202E>c'
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_stand_in(character) for character in text)
+    shown: list[str] = []
+    marks = 0
+    for character in text:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in _MARK_CATEGORIES else 0
+        hidden = category in _HIDDEN_CATEGORIES or character in _DRAWN_AS_NOTHING
+        if (hidden and character not in _KEPT) or marks > _MOST_MARKS:
+            shown.append(f"<U+{ord(character):04X}>")
+        else:
+            shown.append(character)
+    return "".join(shown)
 
 
 def excerpt(text: str, limit: int = LONGEST_SHOWN) -> str:
@@ -76,12 +89,3 @@ def csv_text(text: str) -> str:
     """
     shown = visible(text)
     return f"'{shown}" if shown.lstrip()[:1] in _FORMULAS else shown
-
-
-def _stand_in(character: str) -> str:
-    if character in _KEPT:
-        return character
-    hidden = unicodedata.category(character) in _HIDDEN_CATEGORIES
-    if hidden or character in _DRAWN_AS_NOTHING:
-        return f"<U+{ord(character):04X}>"
-    return character

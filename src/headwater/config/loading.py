@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from headwater.config.explain import explain
 from headwater.config.plain_yaml import LARGEST_CHARACTERS, parse_yaml
 from headwater.config.recipe import Recipe, merge
 from headwater.errors import InputError
+from headwater.redaction import redact
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), profile: str | None = None) -> Recipe:
@@ -55,6 +56,13 @@ def _validate(
     data: Mapping[str, Any], where: str, profiles: Mapping[str, Mapping[str, Any]]
 ) -> Recipe:
     """profiles: what was laid over the recipe, by name, so that an error can point there."""
+    secrets = [
+        f"{where}: {key}: holds what looks like an access token or a password, and a recipe is "
+        "copied into runs and reports; take it out, and set it in the environment (HF_TOKEN)"
+        for key in _secret_keys(data, "")
+    ]
+    if secrets:
+        raise InputError("\n".join(secrets))
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -63,6 +71,21 @@ def _validate(
             for item in error.errors()
         ]
         raise InputError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _secret_keys(value: Any, key: str) -> Iterator[str]:
+    """Keys of texts that `redact` would change, as `a.b.0`."""
+    if isinstance(value, str):
+        if redact(value) != value:
+            yield key
+        return
+    below: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        below = value.items()
+    elif isinstance(value, list | tuple):
+        below = enumerate(value)
+    for name, part in below:
+        yield from _secret_keys(part, f"{key}.{name}".lstrip("."))
 
 
 # --- profiles ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from headwater.types import Problem
 from headwater.workflow.confinement import require_own_files
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
+from headwater.workflow.identities import own_code_warnings
 from headwater.workflow.messages import StageTask, WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
@@ -91,6 +92,8 @@ def run_study(
             stages=tuple(study.graph.nodes),
             threads=threads,
         )
+        for warning in own_code_warnings(study.recipe.task.verifier):
+            view.say(f"warning: {warning}")
         with (
             view,
             Executor(

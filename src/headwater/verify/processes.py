@@ -102,7 +102,7 @@ class ForkServer:
         environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
         environment["PYTHONHASHSEED"] = "0"
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command(settings),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -233,7 +233,7 @@ class _Process:
         }
         paths = [path or str(Path.cwd()) for path in sys.path]
         with theirs, self._log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-c", _START, str(theirs.fileno()), *paths],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,

@@ -42,11 +42,11 @@ test: $(EXTRAS)
 check: $(EXTRAS)
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	@.ci/audit $(BIN)/python
+	@$(BIN)/python .ci/audit.py
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 audit: $(STAMP)
-	@.ci/audit $(BIN)/python
+	@$(BIN)/python .ci/audit.py
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/compare.py $(BENCH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from headwater.report.files import write_report
 from headwater.report.results import read_results
 from headwater.report.samples import print_samples
 from headwater.report.terminal import print_summary
+from headwater.tasks.contamination_check import check_contamination
 from headwater.visible import csv_text, excerpt, one_line, visible
 from hostile_run import OWN, PAYLOADS, make_hostile_run
 from run_folder import make_run
@@ -138,6 +140,17 @@ def test_no_cell_of_a_table_is_a_formula(hostile: Path) -> None:
     assert cells > 100
     for formula in ("=1", "+1", "-1", "@x", "\t=1", "  =1", "\N{FULLWIDTH EQUALS SIGN}1"):
         assert csv_text(formula).startswith("'"), formula
+
+
+def test_no_pair_of_a_contamination_check_is_a_formula(tmp_path: Path) -> None:
+    rows = f'{{"id": "=1+1", "problem": {json.dumps(PAYLOADS["formula"])}, "answer": "2"}}'
+    for name in ("train.jsonl", "eval.jsonl"):
+        (tmp_path / name).write_text(rows, encoding="utf-8")
+    found = check_contamination(str(tmp_path / "train.jsonl"), {"e": str(tmp_path / "eval.jsonl")})
+    found.write_csv(tmp_path / "pairs.csv")
+    with (tmp_path / "pairs.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["train_id"] == "'=1+1" and row["eval_text"].startswith("'=HYPERLINK")
 
 
 def test_no_command_of_latex_comes_from_the_data(hostile: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,20 @@ def test_stages_in_a_circle_are_refused(received: Path) -> None:
     node["model"] = record["nodes"][-1]["fingerprint"]
     (received / RUN_FILE).write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(InputError, match=r"stands before .* a parent of it"):
+        api.report(received)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON entries BEGIN DELETE FROM labels; END",
+        "CREATE VIEW v AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT * FROM n",
+    ],
+)
+def test_a_ledger_with_programs_in_it_is_refused(received: Path, program: str) -> None:
+    with sqlite3.connect(received / "ledger.sqlite") as ledger:
+        ledger.execute(program)
+    with pytest.raises(InputError, match="triggers or views: a ledger has tables alone"):
         api.report(received)
 
 

@@ -168,7 +168,7 @@ def test_stages_in_a_circle_are_refused(received: Path) -> None:
     "program",
     [
         "CREATE TRIGGER t AFTER INSERT ON entries BEGIN DELETE FROM labels; END",
-        "CREATE VIEW v AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT * FROM n",
+        "CREATE VIEW v AS SELECT * FROM entries",
     ],
 )
 def test_a_ledger_with_programs_in_it_is_refused(received: Path, program: str) -> None:

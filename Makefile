@@ -7,12 +7,13 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check torture bench bench-verify smollm2 clean
+.PHONY: help install quickstart test check audit torture bench bench-verify smollm2 clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (under three minutes, after installing)"
 	@echo "make test         the tests"
-	@echo "make check        lint, types, then the tests"
+	@echo "make check        lint, types, audit, then the tests"
+	@echo "make audit        known vulnerabilities of what is installed (asks the network, if there is one)"
 	@echo "make torture      random faults against small real runs, ten minutes (TORTURE='--seconds 60')"
 	@echo "make bench        speed and memory beside TRL's, then bench-verify (BENCH='grpo --rounds 3')"
 	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
@@ -42,7 +43,11 @@ test: $(EXTRAS)
 check: $(EXTRAS)
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	@$(BIN)/python .ci/audit.py
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+audit: $(STAMP)
+	@$(BIN)/python .ci/audit.py
 
 torture: $(EXTRAS)
 	@PYTHONPATH=tests $(BIN)/python -m torture $(TORTURE)

@@ -17,7 +17,7 @@ LONGEST_FILE = 400
 
 # From the ground up; a module imports from its own layer and those below.
 LAYERS = (
-    {"config", "types", "errors", "seeding", "storage"},
+    {"config", "types", "errors", "seeding", "plain_json", "redaction", "storage", "visible"},
     {"models", "losses", "tasks", "ledger"},
     {"rollout", "engine", "verify"},
     {"stages", "evals"},

@@ -257,7 +257,7 @@ def test_a_checkpoint_comes_back_and_replaces_the_older_one(tmp_path: Path) -> N
     _save(tmp_path, 1)
     _save(tmp_path, 2)
     _save(tmp_path, 2)  # once more at the same step
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002.001"]
     found = load_checkpoint(tmp_path)
     assert found is not None
     assert found.state == {"done": 2, "cursor": 20}

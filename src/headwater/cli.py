@@ -18,6 +18,8 @@ from rich.console import Console
 
 from headwater import __version__, api, console
 from headwater.errors import HeadwaterError, InputError
+from headwater.redaction import redact
+from headwater.visible import one_line, visible
 
 app = typer.Typer(
     name="headwater",
@@ -371,7 +373,7 @@ def _names(text: str | None) -> list[str] | None:
 
 def _failed(message: str, code: int) -> int:
     if os.environ.get("HEADWATER_DEBUG"):
-        traceback.print_exc()
-    for line in message.splitlines():
-        typer.echo(f"headwater: {line}", err=True)
+        typer.echo(visible(redact(traceback.format_exc())), err=True)
+    for line in redact(message).split("\n"):
+        typer.echo(f"headwater: {one_line(line)}", err=True)
     return code

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from headwater.api import Diagnosis, RecipeListing, RunReport, VerifiedCases
 from headwater.types import Verdict
+from headwater.visible import one_line, visible
 
 if TYPE_CHECKING:
     from headwater.comparison.compare import BatchDone
@@ -49,7 +50,7 @@ def show_report(console: Console, result: RunReport) -> None:
     from headwater.report.terminal import print_summary
 
     print_summary(result.results, console)
-    console.print(Text(f"report: {result.page_path}"))
+    console.print(Text(visible(f"report: {result.page_path}")))
 
 
 def show_samples(
@@ -72,9 +73,9 @@ def show_plan(console: Console, plan: Plan) -> None:
     if plan.assumptions is not None:
         to_do = grouped(stage for stage in plan.stages if not stage.cached)
         console.print(_planned_gpus(plan, to_do))
-        console.print(plan.assumptions)
+        console.print(Text(plan.assumptions))
     for warning in plan.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        console.print(Text(f"warning: {one_line(warning)}", style="yellow"))
     console.print(
         f"About {duration(plan.to_do.seconds)} to go; nothing was trained. Tokens are upper bounds "
         "(each response as long as it may get, unless --mean-response says less); FLOPs, time and "
@@ -85,26 +86,28 @@ def show_plan(console: Console, plan: Plan) -> None:
 def _planned_stages(plan: Plan) -> Table:
     shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
     table = _table("stage", "model", "on", "seed", "used by", "", *shown.values())
-    table.title = f"{plan.name}: {len(plan.stages)} distinct stages"
+    table.title = Text(visible(f"{plan.name}: {len(plan.stages)} distinct stages"))
     for stage in plan.stages:
         users = ", ".join(stage.arms) or "base models"
         state = "cached" if stage.cached else "shared" if stage.shared else ""
         amounts = _planned_amounts(stage.spending, shown)
         on = stage.pool or ""
-        table.add_row(stage.kind, stage.model, on, str(stage.seed), users, state, *amounts)
+        shown_names = (Text(visible(name)) for name in (stage.kind, stage.model, on))
+        table.add_row(*shown_names, str(stage.seed), Text(visible(users)), state, *amounts)
     return table
 
 
 def _planned_groups(plan: Plan, groups: Iterable[StageGroup]) -> Table:
     shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
     table = _table("stage", "model", "on", "stages", "seeds", "arms", "cached", *shown.values())
-    table.title = f"{plan.name}: {len(plan.stages)} distinct stages, those of a kind together"
+    alike = "those of a kind together"
+    table.title = Text(visible(f"{plan.name}: {len(plan.stages)} distinct stages, {alike}"))
     for group in groups:
         counts = (str(len(items)) if items else "-" for items in (group.seeds, group.arms))
         cached = str(group.cached) if group.cached else ""
         amounts = _planned_amounts(group.spending, shown)
         what = (group.kind, group.model, group.pool or "", str(group.stages))
-        table.add_row(*what, *counts, cached, *amounts)
+        table.add_row(*(Text(visible(name)) for name in what), *counts, cached, *amounts)
     return table
 
 
@@ -118,7 +121,8 @@ def _planned_arms(plan: Plan, *, together: bool) -> Table:
         alike = rows.setdefault((arm.arm, arm.spending, None if together else arm.seed), [])
         alike.append(str(arm.seed))
     for (name, spending, _), seeds in rows.items():
-        table.add_row(name, ", ".join(seeds), *_planned_amounts(spending, _PLANNED))
+        amounts = _planned_amounts(spending, _PLANNED)
+        table.add_row(Text(visible(name)), ", ".join(seeds), *amounts)
     table.add_section()
     for name, spending in (
         ("all training", plan.training),
@@ -149,8 +153,8 @@ def _planned_gpus(plan: Plan, groups: Iterable[StageGroup]) -> Table:
         )
         table.add_row(
             group.kind,
-            group.model,
-            group.pool or "",
+            Text(visible(group.model)),
+            Text(visible(group.pool or "")),
             str(group.stages),
             str(need.gpus),
             spent("peak_memory_bytes", need.bytes_per_gpu),
@@ -188,7 +192,7 @@ def show_comparison(console: Console, result: Comparison) -> None:
         _stderr().print(
             Text(
                 f"{result.read_back} of {result.evaluations} evaluations were finished already and "
-                f"read back from {result.out}; give another --out to make them anew"
+                f"read back from {visible(str(result.out))}; give another --out to make them anew"
             )
         )
 
@@ -199,8 +203,6 @@ def _stderr() -> Console:
 
 def show_verified(console: Console, result: VerifiedCases) -> None:
     """A line a case, then the counts and, where rows say what is right, the agreement."""
-    from headwater.report.visible import visible
-
     table = _table("id", "verdict", "seconds", "how")
     for row in result.rows:
         marked = _disagrees(row.get("expected"), row["verdict"])
@@ -219,15 +221,13 @@ def show_verified(console: Console, result: VerifiedCases) -> None:
 
 def show_explained(console: Console, result: VerifiedCases) -> None:
     """Each case's steps under its name, then the counts."""
-    from headwater.report.visible import visible
-
     for row in result.rows:
         marked = _disagrees(row.get("expected"), row["verdict"])
         heading = f"{row['id']}  {row['verdict']}, {row['seconds']:.3f} s"
         console.print(Text(visible(heading), style="bold red" if marked else "bold"))
         steps = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
         for name, text in row["steps"].items():
-            steps.add_row(Text(name, style="dim"), Text(visible(text), overflow="fold"))
+            steps.add_row(Text(visible(name), style="dim"), Text(visible(text), overflow="fold"))
         console.print(steps)
     console.print(verified_in_words(result))
 
@@ -235,16 +235,15 @@ def show_explained(console: Console, result: VerifiedCases) -> None:
 def show_contamination(console: Console, result: ContaminationCheck) -> None:
     """Counts for each evaluation set, then the pairs, the closest first."""
     from headwater.report.quantities import percent
-    from headwater.report.visible import visible
 
     kinds = ("exact", "normalised", "near")
     table = _table("evaluation set", "problems", *kinds, "of the set in training")
-    table.title = f"{result.train}: {result.train_problems} training problems"
+    table.title = Text(visible(f"{result.train}: {result.train_problems} training problems"))
     for name, problems in result.eval_problems.items():
         counts = result.counts(name)
         numbers = [str(problems), *(str(counts[kind]) for kind in kinds)]
         equal = counts["exact"] + counts["normalised"]
-        table.add_row(Text(name), *numbers, percent(equal / problems))
+        table.add_row(Text(visible(name)), *numbers, percent(equal / problems))
     console.print(table)
     if result.pairs:
         pairs = _table("match", "share", "training problem", "evaluation problem", "its text")
@@ -279,10 +278,11 @@ def show_diagnosis(console: Console, result: Diagnosis) -> None:
     """A line a check, with its cure below."""
     table = _table("", "check", "found")
     for check in result.checks:
-        found = Text(check.found)
+        found = Text(visible(check.found))
         if check.cure:
-            found.append(f"\n-> {check.cure}", style="dim")
-        table.add_row(Text(check.health, style=_HEALTH_STYLES[check.health]), check.name, found)
+            found.append(visible(f"\n-> {check.cure}"), style="dim")
+        health = Text(check.health, style=_HEALTH_STYLES[check.health])
+        table.add_row(health, Text(check.name), found)
     console.print(table)
     problems = sum(check.health == "problem" for check in result.checks)
     console.print("all is well" if not problems else f"{problems} to mend, marked `problem`")
@@ -292,11 +292,11 @@ def show_recipes(console: Console, result: RecipeListing) -> None:
     """Names and what each is for, or where the copy is."""
     if result.copied_to is not None:
         path = result.copied_to
-        console.print(Text(f"copied to {path}; run it: headwater run {path}"))
+        console.print(Text(visible(f"copied to {path}; run it: headwater run {path}")))
         return
     table = _table("recipe", "about")
     for recipe in result.recipes:
-        table.add_row(recipe.name, Text(recipe.about))
+        table.add_row(Text(visible(recipe.name)), Text(visible(recipe.about)))
     console.print(table)
     console.print("run one: headwater run NAME; copy one to edit: headwater recipes NAME")
 

@@ -5,11 +5,19 @@ Every message has three parts: the value found, what was expected, and the cure.
 
 from __future__ import annotations
 
+from headwater.redaction import redact
+
 
 class HeadwaterError(Exception):
-    """Root of every error headwater raises on purpose; `exit_code` is the process's."""
+    """Root of every error headwater raises on purpose; `exit_code` is the process's.
+
+    Its message is `redact`ed: what a library said of a failed request may hold a token.
+    """
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redact(one) if isinstance(one, str) else one for one in arguments))
 
 
 class InputError(HeadwaterError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from headwater.errors import InputError
 from headwater.models.source_names import SourceKind, describe_source, require_available
+from headwater.plain_json import read_json_file
 from headwater.storage import write_whole
 from headwater.tasks.named_sources import split_name
 from headwater.tasks.readings import Reading
@@ -168,7 +169,7 @@ def write_json(record: Any, path: Path) -> None:
 def read_json(path: Path) -> Any:
     """Read what `write_json` wrote. Raises InputError for a damaged file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json_file(path)
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); remove it and run again") from error
 

@@ -30,6 +30,7 @@ from headwater.evals.batches import write_table
 from headwater.evals.scores import majority_of
 from headwater.evals.statistics import majority_score
 from headwater.types import AttemptTable, Problem, Verdict
+from headwater.workflow.confinement import require_own_files
 from headwater.workflow.identities import verifier_code
 from headwater.workflow.outcome import read_attempts
 
@@ -72,7 +73,9 @@ class EvaluationFolder:
     def __init__(
         self, out: Path, settings: EvaluationSettings, sets: Mapping[str, ProblemSet]
     ) -> None:
-        """Raises InputError where the folder was begun with other settings, naming them."""
+        """Raises InputError where the folder was begun with other settings, naming them, and where
+        something in it leads out of it."""
+        require_own_files(out, ("",))
         self.out = out
         now = decisive(settings, sets)
         path = out / SETTINGS_FILE

@@ -14,6 +14,7 @@ from headwater.comparison.record import Comparison, SetComparison
 from headwater.evals.scores import PartScore
 from headwater.evals.statistics import Estimate
 from headwater.report.quantities import duration, p_value, percent, points
+from headwater.visible import one_line, visible
 
 _HASH_CHARACTERS = 12
 #: Consoles of fewer columns do without pass@k between 1 and k, and without median and longest.
@@ -25,7 +26,8 @@ def print_batch(console: Console, batch: BatchDone) -> None:
     left = f"; about {duration(batch.seconds_left)} left" if batch.done < batch.problems else ""
     console.print(
         Text(
-            f"{batch.model} on {batch.set_name}: {batch.done} of {batch.problems} problems, "
+            f"{one_line(batch.model)} on {batch.set_name}: "
+            f"{batch.done} of {batch.problems} problems, "
             f"{percent(batch.pass_rate)} of the last batch right, "
             f"{batch.tokens_per_second:.0f} tokens/s{left}"
         )
@@ -47,7 +49,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
         if one.differences:
             console.print(_differences(one))
     for line in in_words(found):
-        console.print(Text(line))
+        console.print(Text(one_line(line)))
 
 
 def in_words(found: Comparison) -> Iterator[str]:
@@ -95,7 +97,7 @@ def _scores(models: Sequence[str], one: SetComparison, *, wide: bool) -> Table:
         if draws:
             cells += [_with_error(score.pass_at[draw]) for draw in draws]
             cells.append(_with_error(score.maj_at_k))
-        table.add_row(Text(model), *cells)
+        table.add_row(Text(visible(model)), *cells)
     return table
 
 
@@ -121,7 +123,7 @@ def _endings(models: Sequence[str], one: SetComparison, *, wide: bool) -> Table:
             percent(score.unparseable_share),
             percent(score.timeout_share),
         ]
-        table.add_row(Text(model), *cells)
+        table.add_row(Text(visible(model)), *cells)
     return table
 
 
@@ -138,7 +140,7 @@ def _parts(
         of_one = (row[0].avg_at_k, row[0].pass_at_k, row[0].maj_at_k)[: len(rates)]
         estimates = of_one if alone else tuple(part.avg_at_k for part in row)
         cells = [_with_error(estimate) for estimate in estimates]
-        table.add_row(Text(row[0].name), str(row[0].problems), *cells)
+        table.add_row(Text(visible(row[0].name)), str(row[0].problems), *cells)
     return table
 
 
@@ -153,7 +155,7 @@ def _differences(one: SetComparison) -> Table:
     )
     for pair in one.differences:
         found = pair.difference
-        names = Text(f"{pair.first} − {pair.second}")
+        names = Text(visible(f"{pair.first} − {pair.second}"))
         interval = f"{points(found.low)} to {points(found.high)}"
         table.add_row(names, points(found.mean), interval, p_value(pair.p_value_corrected))
     return table
@@ -179,7 +181,7 @@ def _interval(estimate: Estimate) -> str:
 
 def _table(title: str, *columns: str, first: str = "model") -> Table:
     table = Table(
-        title=Text(title),
+        title=Text(visible(title)),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -187,5 +189,5 @@ def _table(title: str, *columns: str, first: str = "model") -> Table:
     )
     table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(Text(visible(column)), justify="right", overflow="fold")
     return table

@@ -50,7 +50,7 @@ class Arm(Settings):
     An arm without `student` is evaluated on its teacher. An empty chain is the base model.
     """
 
-    title: str | None = None
+    title: Annotated[str, Field(max_length=200)] | None = None
     teacher: Chain | None = None
     student: Chain | None = None
     teacher_model: Name = "teacher"

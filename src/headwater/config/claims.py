@@ -42,7 +42,7 @@ class Contrast(Settings):
 class Hypothesis(Settings):
     """A statement that holds if all of its claims do, and fails if one of them is reversed."""
 
-    statement: str
+    statement: Annotated[str, Field(max_length=2_000)]
     claims: Annotated[tuple[Contrast, ...], BeforeValidator(_tuple), Field(min_length=1)]
 
 

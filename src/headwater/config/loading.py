@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from headwater.config.explain import explain
+from headwater.config.plain_yaml import LARGEST_CHARACTERS, parse_yaml
 from headwater.config.recipe import Recipe, merge
 from headwater.errors import InputError
+from headwater.redaction import redact
 from headwater.storage import write_whole
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML with YAML 1.2 numbers (`1e-6` is a number) and no duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                raise InputError(
-                    f"line {line}: key {key!r} is no plain value; write text, or quote it"
-                )
-            if key in seen:
-                raise InputError(f"line {line}: key {key!r} occurs twice; keep one of them")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)$")
-_RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML text as Python values. Raises InputError with `where` and the line."""
-    try:
-        return yaml.load(text, Loader=_RecipeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{where}{line}: not valid YAML ({problem}); mend this line") from None
-    except ValueError as error:  # what looks like a date or a number and is none
-        raise InputError(f"{where}: not valid YAML ({error}); quote the value") from None
-    except InputError as error:
-        raise InputError(f"{where}, {error}") from None
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), profile: str | None = None) -> Recipe:
@@ -63,6 +27,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), profile: str | None =
     if not path.is_file():
         raise InputError(
             f"{path}: no such recipe; give a YAML file, or see `headwater recipes` for shipped ones"
+        )
+    size = path.stat().st_size
+    if size > 4 * LARGEST_CHARACTERS:
+        raise InputError(
+            f"{path}: {size:,} bytes; a recipe has at most {LARGEST_CHARACTERS:,} characters: put "
+            "data into a file of its own"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -87,6 +57,13 @@ def _validate(
     data: Mapping[str, Any], where: str, profiles: Mapping[str, Mapping[str, Any]]
 ) -> Recipe:
     """profiles: what was laid over the recipe, by name, so that an error can point there."""
+    secrets = [
+        f"{where}: {key}: holds what looks like an access token or a password, and a recipe is "
+        "copied into runs and reports; take it out, and set it in the environment (HF_TOKEN)"
+        for key in _secret_keys(data, "")
+    ]
+    if secrets:
+        raise InputError("\n".join(secrets))
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -95,6 +72,21 @@ def _validate(
             for item in error.errors()
         ]
         raise InputError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _secret_keys(value: Any, key: str) -> Iterator[str]:
+    """Keys of texts that `redact` would change, as `a.b.0`."""
+    if isinstance(value, str):
+        if redact(value) != value:
+            yield key
+        return
+    below: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        below = value.items()
+    elif isinstance(value, list | tuple):
+        below = enumerate(value)
+    for name, part in below:
+        yield from _secret_keys(part, f"{key}.{name}".lstrip("."))
 
 
 # --- profiles ------------------------------------------------------------------------------------

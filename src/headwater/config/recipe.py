@@ -167,7 +167,7 @@ class Recipe(Settings):
     """A whole study."""
 
     name: Name
-    question: str | None = None
+    question: Annotated[str, Field(max_length=2_000)] | None = None
     task: Task
     models: dict[Name, ModelSpec]
     pools: PoolSpec

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from headwater.plain_json import read_json_file
 from headwater.storage import flush, flush_tree, sha256_of
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -55,7 +56,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            record = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            record = read_json_file(path / _STATE)
             sealed = record.pop("record_sha256") == _seal(record)
             whole = sealed and sha256_of(path / _TENSORS) == record["tensors_sha256"]
         except (OSError, ValueError, KeyError, AttributeError, TypeError):  # torn or overwritten

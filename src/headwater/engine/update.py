@@ -148,10 +148,11 @@ class Updater:
             found = self._not_finite(loss, norm, gradients)
             self._drop_gradients()
             raise StageError(
-                f"update {self.steps_done}: {found}, expected finite numbers. Likely a learning "
-                "rate that is too high (weights grew in the steps before), bfloat16 where float32 "
-                "is needed, or a model that was broken when it came; lower lr or grad_clip, add "
-                "warmup_steps, or set compute.precision=float32. Weights are unchanged"
+                f"update {self.steps_done}: {found}, expected "  # noqa: S608 - no SQL
+                "finite numbers. Likely a learning rate that is too high (weights grew in the "
+                "steps before), bfloat16 where float32 is needed, or a model that was broken "
+                "when it came; lower lr or grad_clip, add warmup_steps, or set "
+                "compute.precision=float32. Weights are unchanged"
             )
         rate = learning_rate(self._settings, self.steps_done, self._total_steps)
         self._optimizer.step(gradients, rate, min(1.0, self._settings.grad_clip / (norm + 1e-6)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headwater.plain_json import parse_json
 from headwater.storage import flush, sha256_of
 from headwater.types import Problem
 
@@ -112,7 +113,7 @@ def _read(
     """`before` with the batch in `path`; None where that is damaged or does not continue it."""
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-        state = json.loads((table.schema.metadata or {})[_STATE])
+        state = parse_json((table.schema.metadata or {})[_STATE])
         position, seconds = int(state["ledger_position"]), float(state["seconds"])
         metrics = str(state["metrics_sha256"])
     except (pa.ArrowException, OSError, ValueError, KeyError):

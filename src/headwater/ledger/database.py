@@ -63,6 +63,7 @@ def told(error: sqlite3.DatabaseError, path: Path) -> HeadwaterError:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("PRAGMA trusted_schema = OFF")
     _use_write_ahead_log(db)
     db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
@@ -74,6 +75,14 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             raise InputError(
                 f"{path} is not a ledger of version {_SCHEMA_VERSION} (found application "
                 f"{application:#x}, version {version}); move it away and run again"
+            )
+        (programs,) = db.execute(
+            "SELECT COUNT(*) FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+        ).fetchone()
+        if programs:
+            raise InputError(
+                f"{path} holds {programs} triggers or views: a ledger has tables alone; move it "
+                "away and run again"
             )
         if not tables:
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.plain_json import read_json_file
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_file(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): expected a Hugging Face folder; give the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,9 +32,9 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     require_gguf_packages(GGUF_INSTALL)
     try:
         with without_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **_of_file(path))
             model, info = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+                path.parent, dtype=torch.float32, output_loading_info=True, **_of_file(path)
             )
     except (ValueError, KeyError, NotImplementedError, struct.error) as error:
         raise InputError(
@@ -43,3 +43,8 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         ) from error
     require_all_weights(str(path), info)
     return rebuild(model), tokenizer
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    """Only this file: nothing is fetched, and no code that lies beside it is run."""
+    return {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}

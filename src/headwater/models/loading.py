@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from headwater.errors import InputError
 from headwater.models.config_file import read_config
+from headwater.models.safe_folder import needs_own_code, own_code_refused, require_safe_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,18 +38,21 @@ def load_model(
 
     dtype: of the weights in memory; device: a torch device; attn_implementation: the name
     transformers gives an attention ("sdpa", "eager", "flash_attention_2", ...).
-    Raises InputError for a folder without a model, for weights that do not fit the config
+    Raises InputError for a folder without a model or one that is not safe to load
+    (`safe_folder`), for weights that do not fit the config
     (missing ones would otherwise be drawn at random), and for attention or a head that the
     engine does not compute.
     """
     require_model_folder(path)
-    with without_progress_bars():
+    require_safe_folder(path)
+    with without_progress_bars(), refusing_own_code(str(path)):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attn_implementation,
             local_files_only=True,
             trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
         )
     require_all_weights(str(path), info)
@@ -69,9 +73,10 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             "tokenizer_config.json beside config.json; copy them there"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
+        with refusing_own_code(str(path)):
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise InputError(
             f"the tokenizer in {path} does not load ({error}): expected one that transformers "
@@ -178,6 +183,17 @@ def require_all_weights(name: str, info: dict, *, allow_unexpected: bool = True)
             f"{name} does not hold exactly the weights its config describes ({found}); expected "
             "every one of them, or a config that describes these"
         )
+
+
+@contextmanager
+def refusing_own_code(name: str) -> Iterator[None]:
+    """Raise InputError where transformers would need code that comes with the model `name`."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        if needs_own_code(error):
+            raise own_code_refused(name) from error
+        raise
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from headwater.errors import InputError
+from headwater.models.safe_folder import require_safe_folder
 from headwater.models.tiny_sizes import TINY_SIZES, tiny_size
 
 SMOLLM2 = "smollm2-135m"
@@ -69,7 +70,8 @@ def describe_source(source: str) -> Source:
 
 
 def require_available(source: str) -> None:
-    """Raise InputError where a local file, folder or package that `source` needs is missing.
+    """Raise InputError where a local file, folder or package that `source` needs is missing, or
+    a folder is not safe to load.
 
     A hub id is not looked up: that takes the network.
     """
@@ -87,6 +89,8 @@ def require_available(source: str) -> None:
                 f"model folder {described.target} does not exist: expected a Hugging Face folder "
                 "or a hub id like Qwen/Qwen3-0.6B; check the path"
             )
+        if path.is_dir():
+            require_safe_folder(path)
 
 
 def require_gguf_file(path: Path) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwater.errors import InputError
-from headwater.models.config_file import read_config
 from headwater.models.gguf import load_gguf
 from headwater.models.loading import (
     load_model,
     load_tokenizer,
+    refusing_own_code,
     require_all_weights,
     require_full_attention,
     require_plain_head,
@@ -21,6 +21,7 @@ from headwater.models.loading import (
     without_progress_bars,
 )
 from headwater.models.prune import prune_layers
+from headwater.models.safe_folder import require_safe_folder
 from headwater.models.saving import save_model
 from headwater.models.source_names import (
     Source,
@@ -88,12 +89,19 @@ def _from_hub(target: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = Path(target).expanduser()
     name = path if path.is_dir() else target
     if path.is_dir():
-        read_config(path)  # says what is wrong with it
+        require_safe_folder(path)  # and says what is wrong with it
     try:
-        with without_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with without_progress_bars(), refusing_own_code(f"hf:{target}"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, trust_remote_code=False, local_files_only=path.is_dir()
+            )
             model, info = AutoModelForCausalLM.from_pretrained(
-                name, dtype="auto", trust_remote_code=False, output_loading_info=True
+                name,
+                dtype="auto",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=path.is_dir(),
+                output_loading_info=True,
             )
     except (OSError, ValueError) as error:
         raise InputError(

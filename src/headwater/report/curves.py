@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.plain_json import parse_json, read_json_file
 from headwater.report.diagnostics import claimed_arms
 from headwater.report.results import Results, StageRow
 from headwater.workflow.store import MANIFEST
@@ -143,7 +143,7 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             step = row["step"]
             rows[int(step)] = {
                 key: float(value)
@@ -228,7 +228,7 @@ def _divergence_name(manifests: Iterable[Path]) -> str:
 
 def _divergence_kind(manifest: Path) -> str | None:
     try:
-        settings: Any = json.loads(manifest.read_text(encoding="utf-8"))["config"]["kl"]
+        settings: Any = read_json_file(manifest)["config"]["kl"]
         return str(settings["kind"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

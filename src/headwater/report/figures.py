@@ -20,7 +20,7 @@ from headwater.report.quantities import count, percent, points
 from headwater.report.results import DifferenceRow, HypothesisRow, MapCell, Results, Row
 from headwater.report.study_tables import claims_of, ladder
 from headwater.report.views import arm_groups
-from headwater.report.visible import visible
+from headwater.visible import visible
 
 FIGURES_FOLDER = "figures"
 #: The light theme of page.css.
@@ -110,13 +110,14 @@ def _forest(
         axes.plot([low, high], [place, place], color=colour, linewidth=2.0)
         axes.plot([100 * row.difference], [place], _MARKERS[row.verdict], color=colour, ms=5.5)
     names = [
-        f"{hypothesis.name}  {_folded(titles[row.better])}\nover {_folded(titles[row.than])}"
+        f"{_folded(hypothesis.name, 20)}  {_folded(titles[row.better])}\n"
+        f"over {_folded(titles[row.than])}"
         for hypothesis, row in claims
     ]
     _label_rows(axes, names)
     for label in axes.get_yticklabels():
         label.set_fontsize(7.0)
-    axes.set_xlabel(f"difference in avg@k on {visible(eval_set)}, points, with 95% interval")
+    axes.set_xlabel(f"difference in avg@k on {_folded(eval_set)}, points, with 95% interval")
     for verdict, marker in _MARKERS.items():
         axes.plot([], [], marker, color=_VERDICTS[verdict], ms=5.5, label=verdict)
     axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8.0)
@@ -129,7 +130,7 @@ def _dots(entries: Sequence[tuple[str, Row]], heads: Mapping[int, str], eval_set
     for index, (name, row) in enumerate(entries):
         if heads.get(index):
             places.append(place)
-            names.append(heads[index].upper())
+            names.append(_folded(heads[index].upper()))
             place += 1
         colour = _TEACHER if row.evaluates == "teacher" else _STUDENT
         low, high = (100 * bound for bound in row.interval)
@@ -144,7 +145,7 @@ def _dots(entries: Sequence[tuple[str, Row]], heads: Mapping[int, str], eval_set
         place += 1
     _label_rows(axes, names, places)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
-    axes.set_xlabel(f"avg@{entries[0][1].attempts} on {visible(eval_set)}, with 95% interval")
+    axes.set_xlabel(f"avg@{entries[0][1].attempts} on {_folded(eval_set)}, with 95% interval")
     return figure
 
 
@@ -161,13 +162,14 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _label_rows(axes: Axes, names: Sequence[str], places: Sequence[int] | None = None) -> None:
     where = range(len(names)) if places is None else places
-    axes.set_yticks(list(where), labels=[visible(name) for name in names])
+    axes.set_yticks(list(where), labels=list(names))
     axes.set_ylim(max(where) + 0.6, -0.6)
 
 
 def _folded(title: str, limit: int = 62) -> str:
-    """A title no longer than fits beside a plot."""
-    return title if len(title) <= limit else f"{title[: limit - 1]}…"
+    """A title on one line, no longer than fits beside a plot."""
+    shown = visible(title[: limit + 1]).replace("\n", " ")
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 # --- the map and the curves ----------------------------------------------------------------------
@@ -185,7 +187,7 @@ def _map(grid: MapGrid, results: Results) -> Figure:
     axes.set_xlim(-0.5, len(grid.labels) - 0.5)
     axes.set_ylim(len(grid.lines) - 0.5, -0.5)
     axes.set_xticks(range(len(grid.labels)), labels=[count(one) for one in grid.labels])
-    students = [f"{visible(one.student)}\n{percent(one.base_rate)}" for one in grid.lines]
+    students = [f"{_folded(one.student, 30)}\n{percent(one.base_rate)}" for one in grid.lines]
     axes.set_yticks(range(len(students)), labels=students)
     axes.set_xlabel("labels")
     axes.set_ylabel("student, and its avg@k untrained")
@@ -229,5 +231,5 @@ def _key(label: str, style: int) -> Line2D:
         color=LINES[style % COLOURS],
         linewidth=1.7,
         linestyle=(0, pattern) if pattern else "solid",
-        label=visible(label),
+        label=_folded(label, 78),
     )

@@ -21,7 +21,7 @@ from headwater.report.map_view import grid_of, map_words
 from headwater.report.paper_tables import paper_tables
 from headwater.report.plots import colour, dash, draw_panel
 from headwater.report.results import DifferenceRow, DynamicsRow, Results, Row, read_results
-from headwater.report.samples import verdict_mark
+from headwater.report.samples import ReadRollout, verdict_mark
 from headwater.report.scale import scale_of
 from headwater.report.side_by_side import Answered, side_by_side
 from headwater.report.views import (
@@ -35,9 +35,10 @@ from headwater.report.views import (
     stage_groups,
     unclaimed,
 )
-from headwater.report.visible import excerpt, visible
 from headwater.report.words import best_arm, closing_words
 from headwater.storage import write_whole
+from headwater.types import Verdict
+from headwater.visible import excerpt, visible
 
 PAGE_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"
@@ -187,7 +188,7 @@ def _environment(results: Results) -> Environment:
         loader=FunctionLoader(_template),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=lambda value: visible(excerpt(value)) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -202,7 +203,7 @@ def _environment(results: Results) -> Environment:
         "evaluations": _evaluations,
     }
     environment.globals |= {
-        "style_sheet": Markup(_template("page.css")),
+        "style_sheet": Markup(_template("page.css")),  # noqa: S704 - a file of ours
         "counter_names": quantities.COUNTER_NAMES,
         "spent": lambda counter, amounts: quantities.spent(counter, amounts.get(counter, 0)),
         "panel_svg": _panel_svg,
@@ -215,10 +216,16 @@ def _environment(results: Results) -> Environment:
         "cell_lines": tables.cell_lines,
         "is_matched": lambda cell: isinstance(cell, tables.Amounts) and cell.matched,
         "verdict_mark": lambda rollout: verdict_mark(rollout)[0],
+        "verdict_class": _verdict_class,
         "prompt_limit": _PROMPT_LIMIT,
         "response_limit": _RESPONSE_LIMIT,
     }
     return environment
+
+
+def _verdict_class(rollout: ReadRollout) -> str:
+    """A class of the style sheet, whatever a file calls its verdict."""
+    return rollout.verdict if rollout.verdict in set(Verdict) else "none"
 
 
 def _evaluations(row: Row) -> str:
@@ -231,7 +238,7 @@ def _template(name: str) -> str:
 
 
 def _panel_svg(panel: Panel, identity: str) -> Markup:
-    return Markup(draw_panel(panel, identity))
+    return Markup(draw_panel(panel, identity))  # noqa: S704 - numbers, and a label it escapes
 
 
 def _counters_used(results: Results) -> list[str]:

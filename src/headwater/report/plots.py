@@ -20,7 +20,7 @@ from scipy.signal import savgol_filter
 
 from headwater.report.curves import Line, Panel
 from headwater.report.quantities import count, tiny
-from headwater.report.visible import visible
+from headwater.visible import visible
 
 COLOURS = 7
 DASHES: tuple[str, ...] = ("", "5 2.5", "1.5 2", "7 2 1.5 2")  # SVG stroke-dasharray, in points

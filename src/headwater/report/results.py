@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from headwater import __version__
 from headwater.errors import InputError
+from headwater.plain_json import read_json_file
 from headwater.storage import write_whole
 
 RESULTS_FILE = "results.json"
@@ -295,7 +296,8 @@ class Results(_Record):
 def write_results(results: Results, run_dir: Path) -> Path:
     """Write RUN/results.json, whole or not at all, and return its path."""
     path = run_dir / RESULTS_FILE
-    write_whole(path, json.dumps(results.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+    plain = results.model_dump(mode="json", by_alias=True)
+    write_whole(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -308,7 +310,7 @@ def read_results(run_dir: Path) -> Results:
             "continue it with `headwater run`"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_file(path)
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); run `headwater run` again") from error
     version = content.get("schema") if isinstance(content, dict) else None

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from headwater.errors import InputError
 from headwater.report.results import RESULTS_FILE, Results, Row, read_results
-from headwater.report.visible import excerpt, visible
 from headwater.seeding import derive_key
 from headwater.types import FinishReason, Verdict
+from headwater.visible import excerpt, visible
+from headwater.workflow.confinement import require_own_files
 
 ROLLOUTS_FILE = "rollouts.parquet"  # of a stage that sampled
 ATTEMPTS_FILE = "attempts.parquet"  # of an evaluation
@@ -171,6 +172,7 @@ def collect_samples(
     """
     if not run_dir.is_dir():
         raise InputError(f"{run_dir} is not a folder; give the folder of a run")
+    require_own_files(run_dir)
     if not (run_dir / RESULTS_FILE).is_file():
         if arm is not None:
             raise InputError(

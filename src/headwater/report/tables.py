@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.report.quantities import bare_p_value, points, spent, tiny
-from headwater.report.visible import visible
 from headwater.storage import write_whole
+from headwater.visible import csv_text, visible
 
 TABLES_FOLDER = "tables"
 
@@ -190,7 +190,7 @@ def as_csv(table: Table) -> str:
     names = [_csv_names(table, index) for index in range(len(table.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_csv_text(name) for part in names for name in part] + ["fingerprints"])
+    writer.writerow([csv_text(name) for part in names for name in part] + ["fingerprints"])
     for row in table.rows:
         values = [
             value
@@ -242,16 +242,11 @@ def _csv_values(cell: Cell) -> tuple[object, ...]:
         case Amounts(_, first, second):
             return first, second
         case Pair(first, second):
-            return _csv_text(first), _csv_text(second)
+            return csv_text(first), csv_text(second)
         case Score() | Gap() | Chance() | Amount() | Number():
             return (cell.value,)
         case _:
-            return (_csv_text(cell),)
-
-
-def _csv_text(text: str) -> str:
-    shown = visible(text)
-    return f"'{shown}" if shown[:1] in ("=", "+", "-", "@", "\t") else shown
+            return (csv_text(cell),)
 
 
 # --- LaTeX ---------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from headwater.report.results import DifferenceRow, HypothesisRow, Results, Row
 from headwater.report.scale import Scale, scale_of
 from headwater.report.study_tables import sharing_words
 from headwater.report.views import arm_groups, unclaimed
-from headwater.report.visible import visible
 from headwater.report.words import closing_words, primary_hypotheses
+from headwater.visible import visible
 
 _SHORT = {"verifier_calls": "calls", "generated_tokens": "tokens", "seconds": "time"}
 _WHISKER_COLUMNS = 25
@@ -174,7 +174,7 @@ def family_table(results: Results, rows: tuple[Row, ...]) -> Table:
     for group in arm_groups(results, rows):
         best = max(group.rows, key=lambda row: row.avg_at_k)
         table.add_row(
-            Text(group.title),
+            Text(visible(group.title)),
             Text(str(len(group.rows))),
             Text(percent(group.reach[0])),
             Text(percent(group.reach[1]), style="bold"),

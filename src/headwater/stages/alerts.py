@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from headwater.errors import InputError
+from headwater.plain_json import read_json_file
 
 ALERTS_FILE = "alerts.json"
 
@@ -53,7 +54,7 @@ def read_alerts(folder: Path) -> tuple[Alert, ...]:
     if not path.is_file():
         return ()
     try:
-        return tuple(Alert(**plain) for plain in json.loads(path.read_text(encoding="utf-8")))
+        return tuple(Alert(**plain) for plain in read_json_file(path))
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{path} holds no alerts ({error}), expected a list of them as a stage writes it; "

@@ -16,6 +16,7 @@ from headwater.config.guards import Guards
 from headwater.config.recipe import Compute
 from headwater.config.stages import Sampling
 from headwater.errors import Interrupted
+from headwater.plain_json import parse_json
 from headwater.stages.alerts import Alert
 from headwater.types import Problem
 
@@ -87,7 +88,7 @@ def _rows_before(path: Path, step: int) -> bytes:
     kept = []
     for line in path.read_bytes().splitlines() if step and path.exists() else ():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if row["step"] >= step:
                 continue
         except (ValueError, KeyError, TypeError):  # torn, or overwritten

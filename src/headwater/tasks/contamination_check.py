@@ -12,6 +12,7 @@ from typing import Any
 from headwater.errors import InputError
 from headwater.tasks.contamination import NEAR_SHARE, NGRAM_WORDS, Match, find_matches
 from headwater.tasks.problems import is_generated, load_problems
+from headwater.visible import csv_text
 
 _COLUMNS = ("kind", "share", "train_id", "eval_set", "eval_id", "train_text", "eval_text")
 
@@ -65,12 +66,15 @@ class ContaminationCheck:
         }
 
     def write_csv(self, path: Path) -> None:
-        """Write every pair, a row each, making the file's folder."""
+        """Write every pair, a row each, making the file's folder; no text becomes a formula."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
-            writer.writerows(pair.as_dict() for pair in self.pairs)
+            for pair in self.pairs:
+                row = pair.as_dict()
+                texts = {k: csv_text(text) for k, text in row.items() if isinstance(text, str)}
+                writer.writerow(row | texts)
 
 
 def check_contamination(

@@ -17,8 +17,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-import yaml
-
+from headwater.config.plain_yaml import parse_yaml
 from headwater.errors import InputError
 from headwater.tasks.problems import LabelledProblems, source_options
 from headwater.types import Label, Problem
@@ -83,8 +82,8 @@ def _dataset(name: str, options: str) -> Any:
 
 def _scalar(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, "option")
+    except InputError:
         return text
 
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from headwater.errors import InputError
+from headwater.tasks.chat_template import render_chat
 from headwater.tasks.final_answers import last_boxed
 from headwater.types import Problem
 
@@ -112,7 +113,7 @@ def encode_prompts(
         return []
     ids = None
     if tokenizer.chat_template:
-        ids = _known_ids(tokenizer, [_chat_text(tokenizer, render(p, form)) for p in problems])
+        ids = _known_ids(tokenizer, [render_chat(tokenizer, render(p, form)) for p in problems])
     # One by one where something is wrong, which names the problem.
     return ids or [encode_prompt(tokenizer, problem, form) for problem in problems]
 
@@ -175,19 +176,7 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, problem_id: str, message: s
         )
     _encode_text(tokenizer, problem_id, message)
     # The template writes the beginning-of-sequence token itself where there is one.
-    return list(tokenizer.encode(_chat_text(tokenizer, message), add_special_tokens=False))
-
-
-def _chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
-    """The user's message as a chat, up to where the assistant's answer begins."""
-    return str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}],
-            add_generation_prompt=True,
-            tokenize=False,
-            enable_thinking=False,
-        )
-    )
+    return list(tokenizer.encode(render_chat(tokenizer, message), add_special_tokens=False))
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, problem_id: str, text: str) -> list[int]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.plain_json import parse_json
 from headwater.tasks.benchmarks import benchmark_names
 from headwater.tasks.hub import hub_name, hub_rows
+from headwater.tasks.lines import numbered_lines
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
@@ -64,21 +63,13 @@ def read_rows(source: str) -> Iterator[Row]:
 
 
 def _json_line_rows(path: Path) -> Iterator[Row]:
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _row(f"{path}:{number}", line)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path}: unreadable after line {number} ({error}); fetch or compress the file again"
-        ) from error
+    for number, line in numbered_lines(path):
+        yield _row(f"{path}:{number}", line)
 
 
 def _row(where: str, line: bytes) -> Row:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:  # covers bytes that are not UTF-8
         raise InputError(
             f"{where}: not JSON ({error}); write one JSON object a line, in UTF-8"
@@ -94,7 +85,7 @@ def _record(where: str, values: object) -> Row:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        items = json.loads(path.read_bytes())
+        items = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); write a list of objects") from error
     if not isinstance(items, list):

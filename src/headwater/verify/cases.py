@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from headwater.errors import InputError
+from headwater.plain_json import parse_json
+from headwater.tasks.lines import numbered_lines
 from headwater.types import Label
 from headwater.verify.describing import explain_grade
 from headwater.verify.verifiers import make_verifier
@@ -57,9 +56,10 @@ def read_cases(path: Path) -> list[Case]:
     file with no rows.
     """
     cases = []
-    for place, line in _numbered_lines(path):
+    for number, line in numbered_lines(path):
+        place = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:  # also a number of more digits than Python reads
             raise InputError(f"{place}: not JSON ({error}); write one object a line") from None
         cases.append(_case(place, row))
@@ -108,19 +108,6 @@ def run_cases(
             result["steps"] = explain_grade(case.prediction, case.label, grade)
         results.append(result)
     return results
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line.decode()
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path} cannot be read ({reason}); give a .jsonl file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from None
 
 
 def _case(place: str, row: object) -> Case:

@@ -65,7 +65,8 @@ def _threads() -> int:
 
 def _start_again(settings: dict[str, Any]) -> NoReturn:
     """Become a server without the target: threads that importing it started survive no fork."""
-    os.execv(sys.executable, [sys.executable, *_arguments(settings)])
+    arguments = [sys.executable, *_arguments(settings)]
+    os.execv(sys.executable, arguments)  # noqa: S606 - this program again, without a shell
 
 
 def _arguments(settings: dict[str, Any]) -> list[str]:

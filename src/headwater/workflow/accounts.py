@@ -10,6 +10,7 @@ from headwater.errors import InputError
 from headwater.ledger import Ledger
 from headwater.ledger.ledger import Kind
 from headwater.ledger.statement import Statement, check_ledger, closing_statement, restore
+from headwater.plain_json import read_json_file
 from headwater.storage import write_whole
 from headwater.workflow.graph import Graph, StageNode
 from headwater.workflow.store import ArtifactStore
@@ -61,7 +62,7 @@ def _read(path: Path) -> Statement | None:
     if not path.is_file():
         return None
     try:
-        return Statement.of(json.loads(path.read_text(encoding="utf-8")))
+        return Statement.of(read_json_file(path))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read ({error}); expected a closing statement: remove this artifact "

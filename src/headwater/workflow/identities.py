@@ -38,6 +38,22 @@ def verifier_code(spec: str) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def runs_own_code(spec: str) -> bool:
+    """Whether a verifier is a function that the recipe names, in a file or a module."""
+    return spec.startswith(("python:", "reward:"))
+
+
+def own_code_warnings(spec: str) -> tuple[str, ...]:
+    """What to say of a verifier that is code of the recipe's, before it is run."""
+    if not runs_own_code(spec):
+        return ()
+    return (
+        f"this recipe runs code: its verifier {spec} is called on this machine with your rights, "
+        "not sealed as the built-in verifiers are; read that code before you run a recipe that "
+        "you were given",
+    )
+
+
 def source_files(source: str) -> str | None:
     """Hash of what a source on this disk is; None for one that its name alone decides.
 

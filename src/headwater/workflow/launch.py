@@ -51,7 +51,7 @@ def launch_worker(setup: WorkerSetup, descriptor: int, log: Path) -> WorkerProce
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
     paths = [path or str(Path.cwd()) for path in sys.path]
     with log.open("wb") as said:
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-c", _START, str(descriptor), *paths],
             pass_fds=(descriptor,),
             stdin=subprocess.DEVNULL,

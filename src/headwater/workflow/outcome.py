@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,9 @@ import pyarrow.parquet as parquet
 from headwater.errors import BudgetExhausted, InputError
 from headwater.ledger import Ledger
 from headwater.ledger.statement import check_ledger
+from headwater.plain_json import read_json_file
 from headwater.types import AttemptTable
+from headwater.workflow.confinement import require_own_files
 from headwater.workflow.graph import PROBE_FILE, Graph, Role
 from headwater.workflow.record import LEDGER_FILE, RunRecord, read_record
 from headwater.workflow.store import ArtifactStore
@@ -88,7 +89,11 @@ class RunOutcome:
 
 
 def load_outcome(run_dir: Path, stopped: BudgetExhausted | None = None) -> RunOutcome:
-    """What a run folder holds so far. Raises InputError for a folder that is no run."""
+    """What a run folder holds so far.
+
+    Raises InputError for a folder that is no run, or in which something leads out of it.
+    """
+    require_own_files(run_dir)
     record = read_record(run_dir)
     store = ArtifactStore(run_dir)
     published = {f for f in record.graph.nodes if store.get(f) is not None}
@@ -127,7 +132,7 @@ def _probes(graph: Graph, store: ArtifactStore, published: set[str]) -> tuple[Pr
 def _read_probe(store: ArtifactStore, fingerprint: str) -> Mapping[str, Any]:
     path = store.path(fingerprint) / PROBE_FILE
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = read_json_file(path)
     except ValueError as error:
         raise InputError(
             f"{path} is not JSON ({error}); remove this artifact and run again"

@@ -22,7 +22,12 @@ from headwater.verify.verifiers import (
     reads_rows,
 )
 from headwater.workflow.contrasts import check_contrasts
-from headwater.workflow.identities import source_files, verifier_code
+from headwater.workflow.identities import (
+    own_code_warnings,
+    runs_own_code,
+    source_files,
+    verifier_code,
+)
 from headwater.workflow.matching import match_arms
 from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
 from headwater.workflow.study import Study
@@ -38,7 +43,8 @@ def prepare_study(
 ) -> Study:
     """Read and check everything a recipe names, without torch and without training.
 
-    planning: hub datasets that cannot be reached are stood in for, with a warning.
+    planning: hub datasets that cannot be reached are stood in for, with a warning, and no function
+    that the recipe names is called.
     Raises InputError for data, pools, models, prompts or arms that cannot work.
     """
     for spec in recipe.models.values():
@@ -66,11 +72,13 @@ def prepare_study(
         )
         for name, source in task.eval.items()
     }
-    if task.train not in read.unread:
+    only_named = planning and runs_own_code(task.verifier)
+    if task.train not in read.unread and not only_named:
         _check_prompt(recipe, read.train)
     data = _graph_data(recipe, pools, evals)
     whole = build_graph(recipe, data, seeds=recipe.seeds[:1])
-    found, warnings = read.contamination, (*unread_warnings(read), *_warnings(read.contamination))
+    found = read.contamination
+    warnings = (*own_code_warnings(task.verifier), *unread_warnings(read), *_warnings(found))
     study = Study(recipe, whole, pools, evals, _contamination_rows(found), warnings)
     matched = match_arms(study)
     if matched is not recipe:

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from headwater.visible import one_line
 from headwater.workflow.graph import Graph
 
 _LINE_SECONDS = 15.0
@@ -172,7 +173,7 @@ class LineView(ProgressView):
         self._print(message)
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(one_line(line)), soft_wrap=True)
 
 
 class LiveView(ProgressView):
@@ -186,7 +187,8 @@ class LiveView(ProgressView):
         """A lasting line above the table."""
         stage = self.running.get(fingerprint)
         super().finished(fingerprint, seconds)
-        self._live.console.print(Text(_closing(self, fingerprint, stage, seconds), style="dim"))
+        closing = one_line(_closing(self, fingerprint, stage, seconds))
+        self._live.console.print(Text(closing, style="dim"))
 
     def warned(self, fingerprint: str, words: str) -> None:
         """A lasting line above the table."""
@@ -195,7 +197,7 @@ class LiveView(ProgressView):
 
     def say(self, message: str) -> None:
         """A lasting line above the table."""
-        self._live.console.print(Text(message))
+        self._live.console.print(Text(one_line(message)))
 
     def __enter__(self) -> Self:
         self._live.start()

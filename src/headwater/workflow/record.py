@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import Any
 
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
 from headwater.errors import InputError
+from headwater.plain_json import read_json_file
 from headwater.storage import sealed, unsealed, write_whole
+from headwater.workflow.confinement import is_folder_name
 from headwater.workflow.graph import ArmPlan, BasePlan, Graph, StageNode
 from headwater.workflow.study import Study
 
@@ -94,10 +96,11 @@ def read_record(run_dir: Path) -> RunRecord:
     if not path.is_file():
         raise InputError(f"{path} is missing; give the folder of a run (headwater run --out)")
     try:
-        plain = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        plain = unsealed(read_json_file(path))
         if plain.pop("format") != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}")
         nodes = [StageNode(**node) for node in plain.pop("nodes")]
+        _check_nodes(nodes)
         graph = Graph(
             {node.fingerprint: node for node in nodes},
             tuple(ArmPlan(**arm) for arm in plain.pop("arms")),
@@ -115,6 +118,18 @@ def read_record(run_dir: Path) -> RunRecord:
         raise InputError(
             f"{path} cannot be read ({error}); run the recipe again to write it anew"
         ) from error
+
+
+def _check_nodes(nodes: Sequence[StageNode]) -> None:
+    """Raise ValueError unless every stage has a fingerprint and known parents before it."""
+    known: set[str] = set()
+    for node in nodes:
+        if not is_folder_name(node.fingerprint):
+            raise ValueError(f"{node.fingerprint!r} is no fingerprint")
+        unknown = set(node.parents) - known
+        if unknown:
+            raise ValueError(f"{node.fingerprint} stands before {min(unknown)!r}, a parent of it")
+        known.add(node.fingerprint)
 
 
 def _machine(threads: int, deterministic: bool) -> dict[str, Any]:

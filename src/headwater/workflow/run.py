@@ -19,8 +19,10 @@ from headwater.stages.job import StageJob
 from headwater.storage import disk_errors
 from headwater.types import Problem
 from headwater.workflow.accounts import settle_accounts
+from headwater.workflow.confinement import require_own_files
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
+from headwater.workflow.identities import own_code_warnings
 from headwater.workflow.launch import Launch, launch_worker
 from headwater.workflow.messages import StageTask, WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
@@ -90,6 +92,7 @@ def run_study(
         raise InputError(
             "\n".join(f"{warning}; --strict takes this for an error" for warning in study.warnings)
         )
+    require_own_files(out_dir)
     with disk_errors(out_dir), run_lock(out_dir):
         store = ArtifactStore(out_dir)
         store.tidy()
@@ -109,6 +112,8 @@ def run_study(
             strict=strict,
             deterministic=study.recipe.compute.deterministic,
         )
+        for warning in own_code_warnings(study.recipe.task.verifier):
+            view.say(f"warning: {warning}")
         with (
             view,
             Executor(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from headwater.errors import InputError, StageError
+from headwater.plain_json import read_json_file
 from headwater.storage import (
     disk_errors,
     flush,
@@ -28,6 +29,7 @@ from headwater.storage import (
     write_whole,
 )
 from headwater.types import Artifact
+from headwater.workflow.confinement import is_folder_name, is_inside
 
 MANIFEST = "manifest.json"
 _REMOVED = ".removed"
@@ -55,15 +57,15 @@ class ArtifactStore:
 
     def path(self, fingerprint: str) -> Path:
         """Where the artifact lies once it is published."""
-        return self._artifacts / fingerprint
+        return self._artifacts / _own_name(fingerprint)
 
     def staging_dir(self, fingerprint: str) -> Path:
         """Where a stage writes its result."""
-        return self._staging / fingerprint
+        return self._staging / _own_name(fingerprint)
 
     def checkpoint_dir(self, fingerprint: str) -> Path:
         """Where a stage keeps what it needs to continue."""
-        return self._checkpoints / fingerprint
+        return self._checkpoints / _own_name(fingerprint)
 
     def get(self, fingerprint: str) -> Artifact | None:
         """The published artifact, or None. Raises StageError naming what is damaged in it."""
@@ -81,10 +83,12 @@ class ArtifactStore:
 
     def manifest(self, fingerprint: str) -> dict[str, Any]:
         """What was written beside a published artifact: kind, parents, settings, files."""
-        text = (self.path(fingerprint) / MANIFEST).read_text(encoding="utf-8")
-        found = unsealed(json.loads(text))
+        found = unsealed(read_json_file(self.path(fingerprint) / MANIFEST))
         if not {"kind", "parents", "files"} <= found.keys():
             raise ValueError("manifest lacks kind, parents or files")
+        files = found["files"]
+        if not isinstance(files, dict) or not all(map(_is_file_entry, files.items())):
+            raise ValueError("manifest names a file outside its artifact, or without size and hash")
         return found
 
     def find_damage(self, fingerprint: str) -> Damage | None:
@@ -103,6 +107,9 @@ class ArtifactStore:
             raise
         except (OSError, ValueError) as error:
             return Damage(fingerprint, f"{MANIFEST} cannot be read ({error})")
+        linked = next((path for path in folder.rglob("*") if path.is_symlink()), None)
+        if linked is not None:
+            return Damage(fingerprint, f"{linked.name} is a link and no file of its own")
         for name, expected in files.items():
             file = folder / name
             if not file.is_file():
@@ -220,6 +227,21 @@ def _try_lock(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _own_name(fingerprint: str) -> str:
+    if not is_folder_name(fingerprint):
+        raise InputError(
+            f"{fingerprint!r} is no fingerprint: expected letters and digits, as in artifacts/; "
+            "this run's record was changed: run the recipe again"
+        )
+    return fingerprint
+
+
+def _is_file_entry(entry: tuple[object, object]) -> bool:
+    name, facts = entry
+    known = isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys()
+    return known and is_inside(name)
 
 
 def _remove(path: Path) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 from headwater.errors import HeadwaterError, StageError
 from headwater.ledger import Ledger
 from headwater.ledger.ledger import Kind
+from headwater.redaction import redact
 from headwater.stages.job import StageContext, StageJob
 from headwater.storage import disk_error
 from headwater.verify.grading import Verifier
@@ -92,7 +93,7 @@ class _Worker:
                     self._send(Failed.of(error, doing))
                 except Exception as error:  # the process boundary: told to the run as it is
                     with suppress(OSError):  # the log may lie on the disk that is full
-                        traceback.print_exc()
+                        print(redact(traceback.format_exc()), file=sys.stderr)
                     told = disk_error(error, setup.run_dir)
                     failure = error if told is None else StageError(f"{doing}: {told}")
                     self._send(Failed.of(failure, doing))

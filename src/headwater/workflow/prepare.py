@@ -71,7 +71,8 @@ def prepare_study(
     data = _graph_data(recipe, pools, evals)
     whole = build_graph(recipe, data, seeds=recipe.seeds[:1])
     found, warnings = read.contamination, (*unread_warnings(read), *_warnings(read.contamination))
-    study = Study(recipe, whole, pools, evals, _contamination_rows(found), warnings)
+    rows = _contamination_rows(found)
+    study = Study(recipe, whole, pools, evals, rows, warnings, read.sources)
     matched = match_arms(study)
     if matched is not recipe:
         data = _graph_data(matched, pools, evals, data)

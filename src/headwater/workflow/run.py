@@ -22,7 +22,8 @@ from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView, make_view
 from headwater.workflow.readings import readings_of
-from headwater.workflow.record import record_of, write_record
+from headwater.workflow.record import RUN_FILE, record_of, write_record
+from headwater.workflow.recorded_data import unchanged_data
 from headwater.workflow.store import ArtifactStore, run_lock
 from headwater.workflow.study import Study
 
@@ -71,13 +72,15 @@ def run_study(
 ) -> RunOutcome:
     """Run a prepared study.
 
-    functions: what workers call. Raises as `run_recipe` does.
+    functions: what workers call. Raises as `run_recipe` does, and InputError where `out_dir` was
+    begun with other content of a source.
     """
     with run_lock(out_dir):
+        data = unchanged_data(study.sources, out_dir / RUN_FILE)
         store = ArtifactStore(out_dir)
         write_resolved(study.recipe, out_dir / RECIPE_FILE)
         processes, threads = workforce(study.recipe)
-        write_record(record_of(study, threads), out_dir)
+        write_record(record_of(study, threads, data), out_dir)
         setup = WorkerSetup(
             run_dir=out_dir.resolve(),
             run_stage=functions.run_stage,

@@ -121,8 +121,8 @@ class ProgressView:
         shown = ", ".join(arms[:_MOST_ARMS_SHOWN])
         more = len(arms) - _MOST_ARMS_SHOWN
         shown += f" and {more} more" if more > 0 else ""
-        seeds = {plan.seed for plan in self.graph.arms}
-        return f"{shown}; seed {self.graph.nodes[fingerprint].seed}" if len(seeds) > 1 else shown
+        seed = self.graph.nodes[fingerprint].seed
+        return f"{shown}; seed {seed}" if len(self.graph.seeds) > 1 else shown
 
 
 class LineView(ProgressView):

@@ -31,6 +31,8 @@ from headwater.stages.rollouts import ROLLOUT_SCHEMA
 _CHARGE_SECONDS = 1.0
 #: Saving takes at most about this share of the time, however large the model.
 _SAVING_SHARE = 0.05
+#: Rollouts that are in memory together when a stage publishes.
+_ROWS_AT_ONCE = 4096
 
 
 class Learner:
@@ -217,9 +219,8 @@ class Learner:
         self._metrics.close()
         shutil.copyfile(self._metrics.path, out / "metrics.jsonl")
         parts = sorted((self.job.checkpoint_dir / "rollouts").glob("part-*.parquet"))
-        rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
-        if rows or self._rollouts:
-            _write_rows([*rows, *self._rollouts], out / "rollouts.parquet")
+        if parts or self._rollouts:
+            _join_parts(parts, self._rollouts, out / "rollouts.parquet")
 
     def __enter__(self) -> Learner:
         return self
@@ -239,3 +240,15 @@ class Learner:
 def _write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows), schema=ROLLOUT_SCHEMA), path)
+
+
+def _join_parts(parts: Sequence[Path], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the rows of the parts, then `rows`, as one file; holds a batch of rows at a time."""
+    with pq.ParquetWriter(path, ROLLOUT_SCHEMA) as writer:
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(_ROWS_AT_ONCE):
+                    writer.write_batch(batch)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            chunk = list(rows[start : start + _ROWS_AT_ONCE])
+            writer.write_table(pa.Table.from_pylist(chunk, schema=ROLLOUT_SCHEMA))

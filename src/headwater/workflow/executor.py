@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from heapq import heappop, heappush
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,7 +21,16 @@ from typing import Any, Self
 
 from headwater.errors import BudgetExhausted, HeadwaterError, Interrupted, StageError
 from headwater.workflow.graph import Graph
-from headwater.workflow.messages import Call, Done, Progress, Quit, StageTask, Stop, WorkerSetup
+from headwater.workflow.messages import (
+    Call,
+    Done,
+    ProblemSet,
+    Progress,
+    Quit,
+    StageTask,
+    Stop,
+    WorkerSetup,
+)
 from headwater.workflow.progress import ProgressView
 from headwater.workflow.schedule import urgency
 from headwater.workflow.worker import socket_pair
@@ -161,7 +171,7 @@ class Executor:
             worker = self._idle_worker()
             worker.stage = fingerprint
             self.view.started(fingerprint)
-            worker.tell(self._task_of(fingerprint))
+            worker.give(self._task_of(fingerprint))
 
     def _idle_worker(self) -> _Process:
         for worker in self._workers:
@@ -242,6 +252,7 @@ class _Process:
 
     def __init__(self, setup: WorkerSetup, number: int) -> None:
         self.stage: str | None = None
+        self._problem_sets: set[str] = set()
         self.connection, theirs = socket_pair()
         log_dir = setup.run_dir / "logs"
         log_dir.mkdir(exist_ok=True)
@@ -273,6 +284,16 @@ class _Process:
             self.connection.send(message)
         except OSError:
             return
+
+    def give(self, task: StageTask) -> None:
+        """Send a stage, and its problems where this process does not have them yet."""
+        name = task.problem_set
+        if name is not None:
+            if name not in self._problem_sets:
+                self._problem_sets.add(name)
+                self.tell(ProblemSet(name, task.job.problems))
+            task = replace(task, job=replace(task.job, problems=()))
+        self.tell(task)
 
     def quit(self) -> None:
         """Ask an idle worker to end; end a busy one."""

@@ -140,7 +140,13 @@ def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask
         rollouts_dir=None if node.rollouts is None else store.path(node.rollouts).resolve(),
         options=node.options,
     )
-    return StageTask(job, study.graph.describe(fingerprint), _facts(node), study.labels_of(node))
+    return StageTask(
+        job=job,
+        description=study.graph.describe(fingerprint),
+        facts=_facts(node),
+        labels=study.labels_of(node),
+        problem_set=f"eval:{node.eval_set}" if node.eval_set is not None else node.pool,
+    )
 
 
 def _facts(node: StageNode) -> dict[str, object]:

@@ -20,12 +20,14 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from headwater.errors import HeadwaterError
 from headwater.ledger import Ledger
 from headwater.stages.job import StageContext, StageJob
+from headwater.types import Problem
 from headwater.verify.grading import Verifier
 from headwater.verify.vault import LabelVault
 from headwater.verify.verifiers import make_verifier
@@ -35,6 +37,7 @@ from headwater.workflow.messages import (
     Done,
     Failed,
     FromWorker,
+    ProblemSet,
     Progress,
     Quit,
     StageTask,
@@ -65,6 +68,7 @@ class _Worker:
         self._connection = connection
         self._stop = threading.Event()
         self._tasks: queue.Queue[StageTask | Call | None] = queue.Queue()
+        self._problem_sets: dict[str, tuple[Problem, ...]] = {}
         self._verifier: Verifier | None = None
         self._last_progress = 0.0
 
@@ -103,6 +107,8 @@ class _Worker:
                 os._exit(1)
             if isinstance(message, Stop):
                 self._stop.set()
+            elif isinstance(message, ProblemSet):
+                self._problem_sets[message.name] = message.problems
             elif isinstance(message, Quit):
                 self._tasks.put(None)
             else:
@@ -113,6 +119,8 @@ class _Worker:
         """Run and publish one stage; returns its seconds in this process."""
         started = time.perf_counter()
         job = task.job
+        if task.problem_set is not None:
+            job = replace(job, problems=self._problem_sets[task.problem_set])
         account = ledger.account(job.fingerprint, "eval" if job.kind in EVALUATES else "train")
         if not store.begin(job.fingerprint):
             account.rewind(0)

@@ -32,14 +32,13 @@ from headwater import api
 from headwater.config.loading import validate_recipe
 from headwater.config.recipe import Recipe
 from headwater.stages.job import StageContext, StageJob
-from headwater.stages.rollouts import ROLLOUT_SCHEMA
 from headwater.types import Problem
 from headwater.workflow.outcome import RunOutcome
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView
 from headwater.workflow.run import WorkerFunctions, run_study
 
-_WORDS = "train leaf station apple basket mile hour price dollar pencil book garden chair".split()
+_WORDS = ("train", "leaf", "station", "apple", "basket", "mile", "hour", "price", "pencil", "book")
 _ROWS_A_WRITE = 10_000
 
 
@@ -62,8 +61,7 @@ def write_problems(path: Path, count: int) -> None:
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(list(problem_rows(count))), path)
         return
-    opened = gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w")
-    with opened as file:
+    with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
         for row in problem_rows(count):
             file.write(json.dumps(row) + "\n")
 
@@ -108,6 +106,8 @@ def run_stage(job: StageJob, context: StageContext) -> None:
     if job.kind == "evaluate":
         _write(job.output_dir / "attempts.parquet", _attempts(job))
     elif job.kind == "grpo":
+        from headwater.stages.rollouts import ROLLOUT_SCHEMA  # torch, in the worker alone
+
         context.account.charge(updates=1, seconds=0.5)
         if rollouts:
             path = job.output_dir / "rollouts.parquet"

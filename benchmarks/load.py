@@ -222,7 +222,7 @@ def rollouts_run(folder: Path, rollouts: int) -> str:
 
 def report(folder: Path) -> str:
     """`headwater report` of that folder."""
-    size = api.report(folder / "run").page.stat().st_size
+    size = api.report(folder / "run").page_path.stat().st_size
     return f"a page of {size / 2**20:.1f} MiB"
 
 

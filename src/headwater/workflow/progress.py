@@ -53,11 +53,11 @@ class _Running:
         return None if total is None else int(total)
 
     def seconds_left(self, now: float) -> float | None:
-        """From the pace since the first report; None while nothing is known."""
+        """From the pace since the first report, never below 0; None while nothing is known."""
         if self.first_step is None or self.total is None or self.step <= self.first_step:
             return None
         pace = (now - self.began) / (self.step - self.first_step)
-        return pace * (self.total - self.step)
+        return max(0.0, pace * (self.total - self.step))
 
 
 class ProgressView:

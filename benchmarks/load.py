@@ -14,12 +14,12 @@ import gzip
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def problem_rows(count: int) -> Iterator[dict[str, str]]:
 def write_problems(path: Path, count: int) -> None:
     """A problem file of `count` rows, in the format its suffix names."""
     if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(list(problem_rows(count))), path)
+        _write(path, problem_rows(count))
         return
     with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
         for row in problem_rows(count):
@@ -161,11 +161,10 @@ def _response(rng: random.Random) -> str:
 
 
 def _write(path: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema | None = None) -> None:
-    found = list(rows)
-    first = pa.Table.from_pylist(found[:_ROWS_A_WRITE], schema=schema)
+    first = pa.Table.from_pylist(list(islice(rows, _ROWS_A_WRITE)), schema=schema)
     with pq.ParquetWriter(path, first.schema) as writer:
-        for start in range(0, len(found), _ROWS_A_WRITE):
-            chunk = found[start : start + _ROWS_A_WRITE]
+        writer.write_table(first)
+        while chunk := list(islice(rows, _ROWS_A_WRITE)):
             writer.write_table(pa.Table.from_pylist(chunk, schema=first.schema))
 
 
@@ -181,7 +180,7 @@ def plan_file(folder: Path, suffix: str, rows: int) -> str:
 
 def run_file(folder: Path, rows: int) -> str:
     """A whole run on that file whose stages do nothing: what handing over problems takes."""
-    train, held_out = str(folder / "train.jsonl"), str(folder / "held_out.jsonl")
+    train, held_out = str(folder.parent / "train.jsonl"), str(folder / "held_out.jsonl")
     recipe = recipe_of(train, held_out, 1_000, rows // 2)
     study = prepare_study(recipe)
     began = time.perf_counter()
@@ -229,7 +228,7 @@ def report(folder: Path) -> str:
 def samples(folder: Path, stage: str | None) -> str:
     """`headwater samples` of that folder."""
     found = api.samples(folder / "run", stage=stage)
-    return f"{sum(len(rollouts) for _, rollouts in found)} shown"
+    return f"{sum(len(rollouts) for _, rollouts in found.groups)} shown"
 
 
 def _embedded(stages: int) -> Recipe:
@@ -258,7 +257,7 @@ def parts(folder: Path, rows: int, rollouts: int, stages: int) -> dict[str, Call
         "plan stages": lambda: plan_stages(folder, stages),
         "run stages": lambda: run_stages(folder / "stages", stages),
         "make rollouts": lambda: rollouts_run(folder / "rollouts", rollouts),
-        "report": lambda: report(folder / "rollouts"),
+        "report": lambda: report(folder / "rollouts"),  # of what "make rollouts" made
         "samples": lambda: samples(folder / "rollouts", None),
         "samples --stage grpo": lambda: samples(folder / "rollouts", "grpo"),
     }
@@ -272,9 +271,16 @@ def measure(name: str, what: Callable[[], str]) -> dict[str, Any]:
         "part": name,
         "seconds": round(time.perf_counter() - wall, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": _peak_mib(),
         "said": said,
     }
+
+
+def _peak_mib() -> int:
+    """Largest resident set of this process; what its parent had before it is not in it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) // 1024
 
 
 def main() -> None:
@@ -283,7 +289,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rollouts", type=int, default=100_000)
     parser.add_argument("--stages", type=int, default=10_000)
-    parser.add_argument("--folder", type=Path, help="kept; a temporary one by default")
+    parser.add_argument(
+        "--folder", type=Path, help="kept, problem files too; a temporary one by default"
+    )
     parser.add_argument("--only", nargs="*", help="these parts")
     parser.add_argument("--part", help="run this part here and print its line")
     asked = parser.parse_args()
@@ -317,8 +325,8 @@ def _prepare(folder: Path, rows: int) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in held_out)
         (place / "held_out.jsonl").write_text(lines)
     for suffix in (".jsonl", ".jsonl.gz", ".parquet"):
-        write_problems(folder / f"train{suffix}", rows)
-    write_problems(folder / "file" / "train.jsonl", rows)
+        if not (folder / f"train{suffix}").is_file():
+            write_problems(folder / f"train{suffix}", rows)
 
 
 if __name__ == "__main__":

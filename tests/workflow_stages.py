@@ -159,9 +159,7 @@ def _evaluate(job: StageJob, context: StageContext) -> None:
     for problem in job.problems:
         for attempt in range(job.config.attempts):
             answer = derive_key(value, job.seed, problem.id, attempt) % 2
-            (grade,) = context.vault.grade(
-                context.account, [(problem.id, f"\\boxed{{{answer}}}")]
-            )
+            (grade,) = context.vault.grade(context.account, [(problem.id, f"\\boxed{{{answer}}}")])
             rows.append(
                 {
                     "problem_id": problem.id,

@@ -32,8 +32,8 @@ from headwater.ledger.spending import (
     COUNTERS,
     INTEGER_COUNTERS,
     LIMITABLE,
-    REAL_COUNTERS,
     Spending,
+    checked_amount,
 )
 
 Kind = Literal["train", "eval"]
@@ -67,6 +67,7 @@ class Ledger:
                 )
             if not limit >= 0:
                 raise InputError(f"budget {name}={limit} is negative; set it to 0 or more")
+        self.budgeted: tuple[int, str] | None = None  # newest account, ids of the budgeted ones
         self._connections = threading.local()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._connection()
@@ -217,7 +218,7 @@ class Account:
         kept as physical, and its result is to be dropped. Raises InputError for a counter that
         does not exist, a negative or (for all but flops and seconds) fractional amount.
         """
-        charged = {name: _checked_amount(name, amount) for name, amount in amounts.items()}
+        charged = {name: checked_amount(name, amount) for name, amount in amounts.items()}
         with self._ledger._transaction() as db:
             passed = [name for name in charged if charged[name] > self._room(db, name)]
             self._append(db, charged, _REFUSED if passed else _LIVE)
@@ -355,8 +356,15 @@ class Account:
         return limit - _add(name, (total for (total,) in rows))
 
     def _budgeted(self, db: sqlite3.Connection) -> str:
-        """Ids of the accounts that the budget is over, as a JSON list."""
-        return json.dumps(_account_ids(db, self._ledger.stages, "train"))
+        """Ids of the accounts that the budget is over, as a JSON list.
+
+        Accounts are opened and never removed: the list is made anew when there is a newer one.
+        """
+        (newest,) = db.execute("SELECT MAX(id) FROM accounts").fetchone()
+        if self._ledger.budgeted is None or self._ledger.budgeted[0] != newest:
+            ids = _account_ids(db, self._ledger.stages, "train")
+            self._ledger.budgeted = (newest, json.dumps(ids))
+        return self._ledger.budgeted[1]
 
     def _position(self, db: sqlite3.Connection) -> int:
         (position,) = db.execute(
@@ -376,23 +384,14 @@ def _add(name: str, amounts: Iterable[float]) -> float:
     return sum(amounts) if name in INTEGER_COUNTERS else math.fsum(amounts)
 
 
-def _checked_amount(name: str, amount: float) -> float:
-    if name == "verifier_calls":
-        raise InputError("verifier_calls are charged by read_labels, with the labels they read")
-    if name not in COUNTERS:
-        raise InputError(f"counter {name!r} does not exist; use one of {', '.join(COUNTERS)}")
-    if not (math.isfinite(amount) and amount >= 0):
-        raise InputError(f"{name}={amount}; expected a finite amount of 0 or more")
-    if name in REAL_COUNTERS:
-        return float(amount)
-    if amount != int(amount):
-        raise InputError(f"{name}={amount}; expected a whole number")
-    return int(amount)
-
-
 def _account_ids(db: sqlite3.Connection, stages: Iterable[str] | None, kind: Kind) -> list[int]:
     if isinstance(stages, str):
         raise InputError(f"stages={stages!r} is one string; pass a list of fingerprints")
-    wanted = None if stages is None else set(stages)
-    rows = db.execute("SELECT id, stage FROM accounts WHERE kind = ?", (kind,)).fetchall()
-    return [account_id for account_id, stage in rows if wanted is None or stage in wanted]
+    if stages is None:
+        rows = db.execute("SELECT id FROM accounts WHERE kind = ?", (kind,))
+    else:  # found by their index: an outcome asks for every stage by itself
+        rows = db.execute(
+            "SELECT id FROM accounts WHERE kind = ? AND stage IN (SELECT value FROM json_each(?))",
+            (kind, json.dumps(list(dict.fromkeys(stages)))),
+        )
+    return [account_id for (account_id,) in rows]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+
+from headwater.errors import InputError
 
 INTEGER_COUNTERS = (
     "verifier_calls",
@@ -43,3 +46,22 @@ class Spending:
         2
         """
         return asdict(self)
+
+
+def checked_amount(name: str, amount: float) -> float:
+    """An amount that may be charged: whole, but for flops and seconds.
+
+    Raises InputError for a counter that does not exist or is charged otherwise, and for a negative
+    or fractional amount.
+    """
+    if name == "verifier_calls":
+        raise InputError("verifier_calls are charged by read_labels, with the labels they read")
+    if name not in COUNTERS:
+        raise InputError(f"counter {name!r} does not exist; use one of {', '.join(COUNTERS)}")
+    if not (math.isfinite(amount) and amount >= 0):
+        raise InputError(f"{name}={amount}; expected a finite amount of 0 or more")
+    if name in REAL_COUNTERS:
+        return float(amount)
+    if amount != int(amount):
+        raise InputError(f"{name}={amount}; expected a whole number")
+    return int(amount)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
@@ -22,6 +22,7 @@ from headwater.workflow.confinement import require_own_files
 
 ROLLOUTS_FILE = "rollouts.parquet"  # of a stage that sampled
 ATTEMPTS_FILE = "attempts.parquet"  # of an evaluation
+_ROWS_AT_ONCE = 4096
 _ROLLOUT_COLUMNS = (
     "stage",
     "step",
@@ -88,19 +89,28 @@ def read_rollouts(run_dir: Path, fingerprint: str) -> list[ReadRollout]:
         return [_from_attempt(fingerprint, row) for row in rows]
     if not rollouts.is_file():
         return []
-    steps = [row["step"] for row in _read_rows(rollouts, ("step",))]
-    if not steps:
+    last = max((row["step"] for row in _read_rows(rollouts, ("step",))), default=None)
+    if last is None:
         return []
-    rows = _read_rows(rollouts, _ROLLOUT_COLUMNS, [("step", "=", max(steps))])
+    rows = _read_rows(rollouts, _ROLLOUT_COLUMNS, ds.field("step") == last)
     return [ReadRollout(**row) for row in rows]
 
 
 def _read_rows(
-    path: Path, columns: Sequence[str], filters: list[tuple[str, str, Any]] | None = None
-) -> list[dict[str, Any]]:
+    path: Path, columns: Sequence[str], wanted: ds.Expression | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows in the file's order, as dicts of these columns; some thousands of them at a time."""
     try:
-        table = pq.read_table(path, columns=list(columns), filters=filters)
-        return table.select(list(columns)).to_pylist()
+        found = ds.dataset(path, format="parquet")
+        batches = found.to_batches(
+            columns=list(columns),
+            filter=wanted,
+            batch_size=_ROWS_AT_ONCE,
+            batch_readahead=1,
+            fragment_readahead=1,
+        )
+        for batch in batches:
+            yield from batch.to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(
             f"{path} cannot be read ({str(error).splitlines()[0]}); expected Parquet with the "
@@ -157,8 +167,9 @@ def draw_lots(
     for rollout in drawn:
         first_of_problem.setdefault(rollout.problem_id, rollout)
     firsts = list(first_of_problem.values())
-    rest = [rollout for rollout in drawn if rollout not in firsts[:number]]
-    return (firsts + rest)[:number] if len(firsts) < number else firsts[:number]
+    if len(firsts) >= number:
+        return firsts[:number]
+    return (firsts + [rollout for rollout in drawn if rollout not in firsts])[:number]
 
 
 def collect_samples(
@@ -179,13 +190,13 @@ def collect_samples(
                 f"arm {arm!r} is not known yet: {run_dir} has no {RESULTS_FILE}; leave out the "
                 "arm to read what its stages have left so far"
             )
-        groups = _by_artifact(run_dir, stage)
+        groups = _by_artifact(run_dir, stage, number)
     else:
         results = read_results(run_dir)
         rows = _rows_of(results, arm)
-        groups = _by_row(run_dir, results, rows) if stage is None else []
-        groups = groups or _by_stage(run_dir, results, arm, stage)
-    found = [(heading, _mixture(rollouts, number)) for heading, rollouts in groups if rollouts]
+        groups = _by_row(run_dir, results, rows, number) if stage is None else []
+        groups = groups or _by_stage(run_dir, results, arm, stage, number)
+    found = [(heading, rollouts) for heading, rollouts in groups if rollouts]
     if not found:
         raise InputError(
             f"no rollouts in {run_dir} for arm={arm or 'any'}, stage={stage or 'any'}; run "
@@ -250,18 +261,18 @@ def _rows_of(results: Results, arm: str | None) -> list[Row]:
 
 
 def _by_row(
-    run_dir: Path, results: Results, rows: Iterable[Row]
+    run_dir: Path, results: Results, rows: Iterable[Row], number: int
 ) -> list[tuple[str, list[ReadRollout]]]:
     groups: dict[str, list[ReadRollout]] = {}
     for row in rows:
         heading = f"{row.title} ({row.evaluates})"
         if not groups.get(heading):
-            groups[heading] = rollouts_of_arm(run_dir, results, row)
+            groups[heading] = _mixture(rollouts_of_arm(run_dir, results, row), number)
     return list(groups.items())
 
 
 def _by_stage(
-    run_dir: Path, results: Results, arm: str | None, stage: str | None
+    run_dir: Path, results: Results, arm: str | None, stage: str | None, number: int
 ) -> list[tuple[str, list[ReadRollout]]]:
     titles = results.titles()
     groups = []
@@ -271,18 +282,21 @@ def _by_stage(
         if stage is None or one.kind == stage or one.fingerprint.startswith(stage):
             users = ", ".join(titles.get(name, name) for name in one.used_by)
             heading = f"{one.model} {one.kind} on {one.pool}, seed {one.seed}: {users}"
-            groups.append((heading, read_rollouts(run_dir, one.fingerprint)))
+            rollouts = read_rollouts(run_dir, one.fingerprint)
+            groups.append((heading, _mixture(rollouts, number)))
     return groups
 
 
-def _by_artifact(run_dir: Path, stage: str | None) -> list[tuple[str, list[ReadRollout]]]:
+def _by_artifact(
+    run_dir: Path, stage: str | None, number: int
+) -> list[tuple[str, list[ReadRollout]]]:
     names = {
         path.parent.name
         for file in (ROLLOUTS_FILE, ATTEMPTS_FILE)
         for path in (run_dir / "artifacts").glob(f"*/{file}")
     }
     return [
-        (name, read_rollouts(run_dir, name))
+        (name, _mixture(read_rollouts(run_dir, name), number))
         for name in sorted(names)
         if stage is None or name.startswith(stage)
     ]

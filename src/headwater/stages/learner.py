@@ -47,6 +47,8 @@ _CHARGE_SECONDS = 1.0
 _SAVING_SHARE = 0.05
 #: The guard that speaks when memory ran out.
 _MEMORY = "out_of_memory"
+#: Rollouts that are in memory together when a stage publishes.
+_ROWS_AT_ONCE = 4096
 
 
 class Learner:
@@ -341,9 +343,8 @@ class Learner:
         shutil.copyfile(self._metrics.path, out / METRICS)
         write_alerts(sorted(self.alerts, key=lambda one: (one.step, one.guard)), out)
         parts = sorted((self.job.checkpoint_dir / "rollouts").glob("part-*.parquet"))
-        rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
-        if rows or self._rollouts:
-            _write_rows([*rows, *self._rollouts], out / "rollouts.parquet")
+        if parts or self._rollouts:
+            _join_parts(parts, self._rollouts, out / "rollouts.parquet")
 
     def __enter__(self) -> Learner:
         return self
@@ -367,3 +368,29 @@ def _write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema=ROLLOUT_SCHEMA), path)
     flush(path)
     flush(path.parent)
+
+
+def _join_parts(parts: Sequence[Path], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the rows of the parts, then `rows`, as one file; holds some thousands at a time.
+
+    Where the parts end, which is where a stage happened to save, shows in no byte of the file.
+    """
+    with pq.ParquetWriter(path, ROLLOUT_SCHEMA) as writer:
+        waiting = ROLLOUT_SCHEMA.empty_table()
+        for table in _tables_of(parts, rows):
+            waiting = pa.concat_tables((waiting, table))
+            while len(waiting) >= _ROWS_AT_ONCE:
+                writer.write_table(waiting.slice(0, _ROWS_AT_ONCE).combine_chunks())
+                waiting = waiting.slice(_ROWS_AT_ONCE)
+        if len(waiting):
+            writer.write_table(waiting.combine_chunks())
+
+
+def _tables_of(parts: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> Iterator[pa.Table]:
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                yield pa.Table.from_batches([batch])
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        chunk = list(rows[start : start + _ROWS_AT_ONCE])
+        yield pa.Table.from_pylist(chunk, schema=ROLLOUT_SCHEMA)

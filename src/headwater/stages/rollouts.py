@@ -33,7 +33,8 @@ from headwater.verify.grading import Grade
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
+#: Encoded prompts that are kept; of a pool beyond that each is encoded anew when its turn comes.
+_PROMPTS_KEPT = 65_536
 #: Columns of `rollouts.parquet`.
 ROLLOUT_SCHEMA = pa.schema(
     [
@@ -121,8 +122,10 @@ class RolloutSource:
         return [RolloutGroup(p.id, rollouts) for p, rollouts in zip(problems, drawn, strict=True)]
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
-        """The problem's prompt through the chat template, encoded once."""
+        """The problem's prompt through the chat template, encoded once for a pool of usual size."""
         if problem.id not in self._prompts:
+            if len(self._prompts) >= _PROMPTS_KEPT:
+                self._prompts.clear()
             encoded = encode_prompt(self._tokenizer, problem, self._job.prompt_form)
             self._prompts[problem.id] = tuple(encoded)
         return self._prompts[problem.id]

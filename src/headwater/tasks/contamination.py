@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from headwater.errors import InputError
 from headwater.tasks.problems import LabelledProblems
+from headwater.types import Problem
 
 # LaTeX that only styles: the command goes, what it is applied to stays.
 _STYLING = re.compile(
@@ -19,6 +20,7 @@ _STYLING = re.compile(
     r"text|textbf|textit|textrm|textsf|emph|mbox|mathrm|mathbf|mathit|mathsf|operatorname|"
     r"boldsymbol|begin|end)(?![a-zA-Z])\*?|\\[,;:!> ()\[\]\\]|[${}~]"
 )
+_STYLED = re.compile(r"[\\${}~]")
 _VARIANTS = {
     "dfrac": "frac",
     "tfrac": "frac",
@@ -96,7 +98,7 @@ class ContaminationReport:
         }
 
 
-@lru_cache(maxsize=1 << 16)  # comparing, near matches and pools each ask for the same texts
+@lru_cache(maxsize=1 << 16)  # comparing and pools ask for the same texts
 def normalise(text: str) -> str:
     r"""Text without case, spacing, punctuation and LaTeX styling, as tokens with one space.
 
@@ -105,11 +107,19 @@ def normalise(text: str) -> str:
     >>> normalise(r"Find $\dfrac{1}{2}+ x$."), normalise("find  $\\left(-1,000.5\\right)$")
     ('find frac 1 2 + x', 'find ( - 1000.5 )')
     """
-    text = unicodedata.normalize("NFKC", text)
-    text = _ONE_DIGIT.sub(r"\1\2 ", text)
-    text = _THOUSANDS.sub("", text)
-    text = _STYLING.sub(" ", text)
-    return " ".join(_VARIANTS.get(token, token) for token in _TOKEN.findall(text.lower()))
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    # What an expression cannot match without is looked for first: most texts have none of it.
+    if "_" in text or "^" in text or "\\" in text:
+        text = _ONE_DIGIT.sub(r"\1\2 ", text)
+    if "," in text:
+        text = _THOUSANDS.sub("", text)
+    if _STYLED.search(text):
+        text = _STYLING.sub(" ", text)
+    tokens = _TOKEN.findall(text.lower())
+    if not _VARIANTS.keys().isdisjoint(tokens):
+        tokens = [_VARIANTS.get(token, token) for token in tokens]
+    return " ".join(tokens)
 
 
 def find_matches(
@@ -130,10 +140,16 @@ def find_matches(
             f"n-grams of {ngram_words} words, of which {near_share:g} must be shared, tell nothing "
             "apart; use 2 words or more, and a share above 0 and up to 1"
         )
-    equal = _equal_texts(train, evals)
-    pairs = {(match.train_id, match.eval_set, match.eval_id) for match in equal}
-    near = _near_texts(train, evals, ngram_words, near_share)
-    return equal + [m for m in near if (m.train_id, m.eval_set, m.eval_id) not in pairs]
+    held_out = _HeldOut(evals, ngram_words, near_share)
+    equal: list[Match] = []
+    near: list[Match] = []
+    for problem in train.problems:
+        text = normalise(problem.prompt)
+        found = held_out.equal_to(problem, text)
+        pairs = {(match.eval_set, match.eval_id) for match in found}
+        equal += found
+        near += [m for m in held_out.near(problem, text) if (m.eval_set, m.eval_id) not in pairs]
+    return equal + near
 
 
 def remove_contaminated(
@@ -145,7 +161,15 @@ def remove_contaminated(
     problem; often the same template with other numbers) are reported and stay. Raises
     InputError when nothing is left to train on.
     """
-    removed = _equal_texts(train, evals)
+    held_out = _HeldOut(evals, NGRAM_WORDS, NEAR_SHARE)
+    removed: list[Match] = []
+    near: list[Match] = []
+    for problem in train.problems:
+        text = normalise(problem.prompt)
+        if found := held_out.equal_to(problem, text):
+            removed += found
+        else:
+            near += held_out.near(problem, text)
     gone = {match.train_id for match in removed}
     kept = train.only(lambda problem: problem.id not in gone)
     if not len(kept):
@@ -157,50 +181,59 @@ def remove_contaminated(
         train_problems=len(train),
         eval_problems={name: len(data) for name, data in evals.items()},
         removed=tuple(removed),
-        near=tuple(_near_texts(kept, evals, NGRAM_WORDS, NEAR_SHARE)),
+        near=tuple(near),
     )
     return kept, report
 
 
-def _equal_texts(train: LabelledProblems, evals: Mapping[str, LabelledProblems]) -> list[Match]:
-    held_out: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for eval_set, data in evals.items():
-        for problem in data.problems:
-            held_out[normalise(problem.prompt)].append((eval_set, problem.id, problem.prompt))
-    return [
-        Match("exact" if prompt == problem.prompt else "normalised", problem.id, eval_set, eval_id)
-        for problem in train.problems
-        for eval_set, eval_id, prompt in held_out.get(normalise(problem.prompt), ())
-    ]
+class _HeldOut:
+    """Evaluation problems by their normalised texts and by their n-grams of words."""
 
+    def __init__(
+        self, evals: Mapping[str, LabelledProblems], ngram_words: int, near_share: float
+    ) -> None:
+        self._ngram_words = ngram_words
+        self._near_share = near_share
+        self._texts: dict[str, list[tuple[str, Problem]]] = defaultdict(list)
+        self._holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._sizes: list[tuple[str, str, int]] = []  # evaluation set, problem, number of n-grams
+        for eval_set, data in evals.items():
+            for problem in data.problems:
+                text = normalise(problem.prompt)
+                self._texts[text].append((eval_set, problem))
+                ngrams = set(self._ngrams(text))
+                for ngram in ngrams:
+                    self._holders[ngram].append(len(self._sizes))
+                self._sizes.append((eval_set, problem.id, len(ngrams)))
 
-def _near_texts(
-    train: LabelledProblems,
-    evals: Mapping[str, LabelledProblems],
-    ngram_words: int,
-    near_share: float,
-) -> list[Match]:
-    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    held_out: list[tuple[str, str, int]] = []  # evaluation set, problem, number of n-grams
-    for eval_set, data in evals.items():
-        for problem in data.problems:
-            ngrams = _ngrams(problem.prompt, ngram_words)
-            for ngram in ngrams:
-                holders[ngram].append(len(held_out))
-            held_out.append((eval_set, problem.id, len(ngrams)))
-    matches = []
-    for problem in train.problems:
+    def equal_to(self, problem: Problem, text: str) -> list[Match]:
+        """Matches of a training problem whose normalised text this is, by the whole text."""
+        return [
+            Match(
+                "exact" if held.prompt == problem.prompt else "normalised",
+                problem.id,
+                eval_set,
+                held.id,
+            )
+            for eval_set, held in self._texts.get(text, ())
+        ]
+
+    def near(self, problem: Problem, text: str) -> list[Match]:
+        """Matches by n-grams, those by the whole text included where it is long enough."""
+        ngrams = list(self._ngrams(text))
+        if self._holders.keys().isdisjoint(ngrams):
+            return []
         shared: dict[int, int] = defaultdict(int)
-        for ngram in _ngrams(problem.prompt, ngram_words):
-            for index in holders.get(ngram, ()):
+        for ngram in dict.fromkeys(ngrams):
+            for index in self._holders.get(ngram, ()):
                 shared[index] += 1
+        matches = []
         for index, count in shared.items():
-            eval_set, eval_id, size = held_out[index]
-            if count >= near_share * size:
+            eval_set, eval_id, size = self._sizes[index]
+            if count >= self._near_share * size:
                 matches.append(Match("near", problem.id, eval_set, eval_id, count / size))
-    return matches
+        return matches
 
-
-def _ngrams(text: str, length: int) -> set[tuple[str, ...]]:
-    words = _WORD.findall(normalise(text))
-    return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
+    def _ngrams(self, text: str) -> Iterator[tuple[str, ...]]:
+        words = _WORD.findall(text)
+        return zip(*(words[start:] for start in range(self._ngram_words)), strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ class Pools:
 
     def __init__(self, pools: dict[str, LabelledProblems]) -> None:
         self._pools = {name: pool for name, pool in pools.items() if len(pool)}
+        self._firsts: dict[str, LabelledProblems] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,8 +63,10 @@ class Pools:
         pool = self._pools[whole]
         if not first:
             return pool
-        chosen = {problem.id for problem in pool.problems[: int(first)]}
-        return pool.only(lambda problem: problem.id in chosen)
+        if name not in self._firsts:
+            size = int(first)
+            self._firsts[name] = LabelledProblems.of(pool.problems[:size], pool.labels[:size])
+        return self._firsts[name]
 
 
 def make_pools(
@@ -137,11 +141,11 @@ def _apart(
     two problems of one id would be one label to the ledger.
     """
     ids = {problem.id for problem, _ in order}
-    texts = {normalise(problem.prompt) for problem, _ in order}
+    texts = {_text_key(problem) for problem, _ in order}
     return [
         _renamed(pair, f"worked:{pair[0].id}") if pair[0].id in ids else pair
         for pair in _shuffled_distinct(data, seed)
-        if normalise(pair[0].prompt) not in texts
+        if _text_key(pair[0]) not in texts
     ]
 
 
@@ -169,7 +173,17 @@ def _check_request(sizes: dict[str, int], split: Sequence[str]) -> None:
 def _shuffled_distinct(data: LabelledProblems, seed: int) -> list[tuple[Problem, Label]]:
     pairs = zip(data.problems, data.labels, strict=True)
     shuffled = sorted(pairs, key=lambda pair: (derive_key(seed, "pools", pair[0].id), pair[0].id))
-    first: dict[str, tuple[Problem, Label]] = {}
+    seen: set[bytes] = set()
+    distinct = []
     for pair in shuffled:
-        first.setdefault(normalise(pair[0].prompt), pair)
-    return list(first.values())
+        text = _text_key(pair[0])
+        if text not in seen:
+            seen.add(text)
+            distinct.append(pair)
+    return distinct
+
+
+def _text_key(problem: Problem) -> bytes:
+    """What stands for a problem's normalised text: 16 bytes, however long the text."""
+    text = normalise(problem.prompt).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).digest()

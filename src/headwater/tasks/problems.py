@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 
 from headwater.errors import InputError, SourceUnavailable
 from headwater.tasks.benchmarks import BENCHMARKS, Benchmark
@@ -14,35 +17,40 @@ from headwater.tasks.shapes import recognise
 from headwater.types import Label, Problem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LabelledProblems:
     """Problems and, apart from them, their labels in the same order; ids are unique.
 
-    A set that is never graded has no labels at all. data_hash covers every field of both. Labels
-    do not show in the repr: they belong in the label vault.
+    A set that is never graded has no labels at all. Labels do not show in the repr: they belong
+    in the label vault.
     """
 
     problems: tuple[Problem, ...]
     labels: tuple[Label, ...] = field(repr=False)
-    data_hash: str
 
     @classmethod
     def of(cls, problems: Iterable[Problem], labels: Iterable[Label]) -> LabelledProblems:
-        """Bundle problems with labels of the same ids in the same order (or none), and hash them.
+        """Bundle problems with labels of the same ids in the same order (or none).
 
         Raises InputError for ids that differ or repeat.
         """
         problems, labels = tuple(problems), tuple(labels)
-        ids = [problem.id for problem in problems]
-        if labels and ids != [label.problem_id for label in labels]:
+        named = all(p.id == x.problem_id for p, x in zip(problems, labels, strict=False))
+        if labels and not (named and len(labels) == len(problems)):
             raise InputError(
                 f"{len(problems)} problems and {len(labels)} labels do not name the same ids in "
                 "the same order; give each problem its own label"
             )
-        if len(set(ids)) < len(ids):
-            repeated = next(id_ for index, id_ in enumerate(ids) if id_ in ids[:index])
+        if len({problem.id for problem in problems}) < len(problems):
+            counts = Counter(problem.id for problem in problems)
+            repeated = next(id_ for id_, count in counts.items() if count > 1)
             raise InputError(f"problem id {repeated!r} occurs twice; ids must be unique")
-        return cls(problems, labels, _hash(problems, labels))
+        return cls(problems, labels)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """SHA-256 over every field of problems and labels, in hexadecimal."""
+        return _hash(self.problems, self.labels)
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -81,22 +89,27 @@ def load_problems(
         return _load_benchmark(BENCHMARKS[source], keep_rows)
     name = source_name(source)
     shape = None
-    seen: dict[str, tuple[str, Problem, Label]] = {}
+    place: dict[str, int] = {}  # of each problem, by id
+    problems: list[Problem] = []
+    labels: list[Label] = []
+    numbers: list[int] = []  # of each problem's row
     for index, row in enumerate(read_rows(source)):
         if shape is None:
             shape = recognise(row, columns or {}, keep_rows=keep_rows)
         problem, label = shape.read(row, name, index)
-        first = seen.setdefault(problem.id, (row.where, problem, label))
-        if first[0] != row.where and not (shape.repeats and first[1:] == (problem, label)):
+        first = place.setdefault(problem.id, len(problems))
+        if first == len(problems):
+            problems.append(problem)
+            labels.append(label)
+            numbers.append(row.number)
+        elif not (shape.repeats and (problems[first], labels[first]) == (problem, label)):
             raise InputError(
-                f"{row.where}: id {problem.id!r} was already given by {first[0]}; "
+                f"{row.where}: id {problem.id!r} was already given by {row.place}{numbers[first]}; "
                 "give every problem its own id"
             )
-    if not seen:
+    if not problems:
         raise InputError(f"{source} has no rows; give a source with at least one problem")
-    return LabelledProblems.of(
-        (problem for _, problem, _ in seen.values()), (label for _, _, label in seen.values())
-    )
+    return LabelledProblems.of(problems, labels)
 
 
 def is_generated(source: str) -> bool:
@@ -166,8 +179,9 @@ def source_options(source: str) -> dict[str, str]:
 
 def _hash(problems: Iterable[Problem], labels: Iterable[Label]) -> str:
     digest = hashlib.sha256()
-    answers = [(x.problem_id, x.answer, x.solution, *([x.row] if x.row else [])) for x in labels]
-    for record in [*map(astuple, problems), *answers]:
-        digest.update(json.dumps(record).encode())
-        digest.update(b"\n")
+    asked = ((p.id, p.prompt, p.source, p.level, p.subject) for p in problems)
+    answers = ((x.problem_id, x.answer, x.solution, *([x.row] if x.row else [])) for x in labels)
+    encode = json.JSONEncoder().encode
+    for record in chain[tuple[object, ...]](asked, answers):
+        digest.update(f"{encode(record)}\n".encode())
     return digest.hexdigest()

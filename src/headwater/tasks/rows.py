@@ -18,10 +18,16 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record and where it stands (`file:line`), for messages."""
+    """One record, and where it stands: behind `place`, such as "train.jsonl:", at `number`."""
 
-    where: str
+    place: str
+    number: int
     values: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """The row's place as messages name it (`file:line`)."""
+        return f"{self.place}{self.number}"
 
 
 def source_name(source: str) -> str:
@@ -43,7 +49,7 @@ def read_rows(source: str) -> Iterator[Row]:
     """
     if source.startswith("hf:"):
         for number, values in enumerate(hub_rows(source), start=1):
-            yield Row(f"{source} row {number}", values)
+            yield Row(f"{source} row ", number, values)
         return
     path = Path(source).expanduser()
     if not path.name.endswith(_SUFFIXES):
@@ -64,23 +70,25 @@ def read_rows(source: str) -> Iterator[Row]:
 
 def _json_line_rows(path: Path) -> Iterator[Row]:
     for number, line in numbered_lines(path):
-        yield _row(f"{path}:{number}", line)
+        yield _row(f"{path}:", number, line)
 
 
-def _row(where: str, line: bytes) -> Row:
+def _row(place: str, number: int, line: bytes) -> Row:
     try:
         values = parse_json(line)
     except ValueError as error:  # covers bytes that are not UTF-8
         raise InputError(
-            f"{where}: not JSON ({error}); write one JSON object a line, in UTF-8"
+            f"{place}{number}: not JSON ({error}); write one JSON object a line, in UTF-8"
         ) from error
-    return _record(where, values)
+    return _record(place, number, values)
 
 
-def _record(where: str, values: object) -> Row:
+def _record(place: str, number: int, values: object) -> Row:
     if not isinstance(values, dict):
-        raise InputError(f"{where}: {str(values)[:40]!r} is not a JSON object; write {{...}}")
-    return Row(where, values)
+        raise InputError(
+            f"{place}{number}: {str(values)[:40]!r} is not a JSON object; write {{...}}"
+        )
+    return Row(place, number, values)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -91,7 +99,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
     if not isinstance(items, list):
         raise InputError(f"{path}: holds one {type(items).__name__}; write a list of objects")
     for number, item in enumerate(items, start=1):
-        yield _record(f"{path} item {number}", item)
+        yield _record(f"{path} item ", number, item)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -104,7 +112,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches():
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path} row {number}", values)
+                    yield Row(f"{path} row ", number, values)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(
             f"{path}: unreadable as Parquet after row {number} ({error}); write the file again"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +76,9 @@ class Shape:
             Problem(
                 id=problem_id,
                 prompt=prompt.strip(),
-                source=_optional_text(row, ("source", "data_source")) or source,
+                source=_shared(_optional_text(row, ("source", "data_source"))) or source,
                 level=_level(row),
-                subject=_optional_text(row, _SUBJECT_COLUMNS),
+                subject=_shared(_optional_text(row, _SUBJECT_COLUMNS)),
             ),
             Label(
                 problem_id,
@@ -218,8 +219,10 @@ _PROMPTS_ALONE = tuple(
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    if not columns:
+        return row
     mapped = {ours: _reach(row.values, theirs) for ours, theirs in columns.items()}
-    return Row(row.where, {**row.values, **mapped})
+    return Row(row.place, row.number, {**row.values, **mapped})
 
 
 def _reach(values: Mapping[str, Any], column: str) -> Any:
@@ -281,6 +284,11 @@ def _optional_text(row: Row, names: tuple[str, ...]) -> str | None:
         if value is not None:
             return _as_text(row, name, value)
     return None
+
+
+def _shared(text: str | None) -> str | None:
+    """One copy of a text that many rows have, instead of one a row."""
+    return None if text is None else sys.intern(text)
 
 
 def _as_text(row: Row, column: str, value: object) -> str:

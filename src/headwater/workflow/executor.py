@@ -10,6 +10,8 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from heapq import heappop, heappush
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +22,7 @@ from headwater.workflow.launch import Launch, launch_worker
 from headwater.workflow.messages import (
     Call,
     Done,
+    ProblemSet,
     Progress,
     Quit,
     StageTask,
@@ -64,6 +67,9 @@ class Executor:
         self._workers: list[_Process] = []
         self._urgency = urgency(graph)
         self._finished: set[str] = set()
+        self._waits_for: dict[str, int] = {}  # of a wanted stage, parents that are not finished
+        self._ready: list[tuple[float, int, str]] = []  # a heap: the most urgent stage first
+        self._places = {fingerprint: place for place, fingerprint in enumerate(graph.nodes)}
         self._failure: HeadwaterError | None = None
         self._budget: BudgetExhausted | None = None
         self._interrupts = 0
@@ -77,10 +83,10 @@ class Executor:
         StageError for a stage that failed or a worker that died.
         """
         self._finished |= set(published)
-        wanted = [fingerprint for fingerprint in wanted if fingerprint not in self._finished]
+        self._queue(wanted)
         while True:
             self._pass_on_interrupts()
-            self._assign(wanted)
+            self._assign()
             if not any(worker.stage for worker in self._workers):
                 break
             self._listen()
@@ -124,26 +130,45 @@ class Executor:
     def _count_interrupt(self, *_: object) -> None:
         self._interrupts += 1
 
-    def _assign(self, wanted: list[str]) -> None:
+    def _queue(self, wanted: Iterable[str]) -> None:
+        """Count what each wanted stage still waits for; those that wait for nothing are ready."""
+        self._waits_for, self._ready = {}, []
+        for fingerprint in wanted:
+            if fingerprint not in self._finished:
+                parents = self._graph.nodes[fingerprint].parents
+                waits_for = sum(parent not in self._finished for parent in parents)
+                self._waits_for[fingerprint] = waits_for
+                if waits_for == 0:
+                    self._push(fingerprint)
+
+    def _push(self, fingerprint: str) -> None:
+        """Ready: among equally urgent stages the first of the graph goes first."""
+        entry = (-self._urgency[fingerprint], self._places[fingerprint], fingerprint)
+        heappush(self._ready, entry)
+
+    def _finish(self, fingerprint: str) -> None:
+        """One parent less for its children; a child whose last one it was is ready."""
+        self._finished.add(fingerprint)
+        for child in self._graph.children[fingerprint]:
+            if child in self._waits_for:
+                self._waits_for[child] -= 1
+                if self._waits_for[child] == 0:
+                    self._push(child)
+
+    def _assign(self) -> None:
         """Give ready stages to idle workers, the most urgent first."""
         if self._failure is not None:
             return
-        in_hand = {worker.stage for worker in self._workers}
-        ready = [f for f in wanted if f not in self._finished | in_hand and self._may_start(f)]
-        ready.sort(key=lambda f: -self._urgency[f])
-        for fingerprint in ready:
+        while self._ready:
             if sum(worker.stage is not None for worker in self._workers) >= self._processes:
                 return
+            _, _, fingerprint = heappop(self._ready)
+            if self._budget is not None and not self._graph.nodes[fingerprint].is_evaluation:
+                continue
             worker = self._idle_worker()
             worker.stage = fingerprint
             self.view.started(fingerprint)
-            worker.tell(self._task_of(fingerprint))
-
-    def _may_start(self, fingerprint: str) -> bool:
-        node = self._graph.nodes[fingerprint]
-        if self._budget is not None and not node.is_evaluation:
-            return False
-        return all(parent in self._finished for parent in node.parents)
+            worker.give(self._task_of(fingerprint))
 
     def _idle_worker(self) -> _Process:
         for worker in [worker for worker in self._workers if worker.stage is None]:
@@ -175,7 +200,7 @@ class Executor:
                 continue
             worker.stage = None
             if isinstance(message, Done):
-                self._finished.add(stage)
+                self._finish(stage)
                 self.view.finished(stage, message.seconds)
             else:
                 self._take_error(stage, message.error())
@@ -228,6 +253,7 @@ class _Process:
 
     def __init__(self, setup: WorkerSetup, number: int, launch: Launch) -> None:
         self.stage: str | None = None
+        self._problem_sets: set[str] = set()
         self.connection, theirs = socket_pair()
         log_dir = setup.run_dir / "logs"
         log_dir.mkdir(exist_ok=True)
@@ -247,6 +273,16 @@ class _Process:
             self.connection.send(message)
         except OSError:
             return
+
+    def give(self, task: StageTask) -> None:
+        """Send a stage, and its problems where this process does not have them yet."""
+        name = task.problem_set
+        if name is not None:
+            if name not in self._problem_sets:
+                self._problem_sets.add(name)
+                self.tell(ProblemSet(name, task.job.problems))
+            task = replace(task, job=replace(task.job, problems=()))
+        self.tell(task)
 
     def quit(self) -> None:
         """Ask an idle worker to end; end a busy one."""

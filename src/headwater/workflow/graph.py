@@ -156,6 +156,16 @@ class Graph:
                 found[fingerprint][plan.arm] = None
         return {fingerprint: tuple(arms) for fingerprint, arms in found.items()}
 
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        """Fingerprint -> its place among the nodes, parents before children."""
+        return {fingerprint: place for place, fingerprint in enumerate(self.nodes)}
+
+    @cached_property
+    def seeds(self) -> frozenset[int]:
+        """Seeds of the arms."""
+        return frozenset(plan.seed for plan in self.arms)
+
     def closure(self, fingerprints: Iterable[str]) -> tuple[str, ...]:
         """These stages and everything they are made from, parents first."""
         seen: set[str] = set()
@@ -165,7 +175,7 @@ class Graph:
             if fingerprint not in seen:
                 seen.add(fingerprint)
                 waiting += self.nodes[fingerprint].parents
-        return tuple(fingerprint for fingerprint in self.nodes if fingerprint in seen)
+        return tuple(sorted(seen, key=self._places.__getitem__))
 
     def root(self, fingerprint: str) -> str:
         """The source a model descends from; a pruned one has its parent's tokenizer."""

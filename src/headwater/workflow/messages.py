@@ -10,7 +10,7 @@ from typing import Any
 from headwater import errors
 from headwater.errors import HeadwaterError, StageError
 from headwater.stages.job import StageJob
-from headwater.types import Label
+from headwater.types import Label, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,27 @@ class WorkerSetup:
 class StageTask:
     """One stage for a worker; `labels` is None for stages that may not see any.
 
-    facts: what the manifest will say (kind, parents, config, seed, stream, version).
+    facts: what the manifest will say (kind, parents, config, seed, stream, version). problem_set:
+    what the job's problems are called in this run; a worker that was sent a `ProblemSet` of that
+    name gets a job without problems.
     """
 
     job: StageJob
     description: str
     facts: Mapping[str, Any]
     labels: tuple[Label, ...] | None = field(default=None, repr=False)
+    problem_set: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """Problems that several stages read: sent to a worker once, and kept there.
+
+    Labels are never kept so: they go along with the stages that may see them.
+    """
+
+    name: str
+    problems: tuple[Problem, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

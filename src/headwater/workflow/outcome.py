@@ -16,7 +16,7 @@ from headwater.ledger.statement import check_ledger
 from headwater.plain_json import read_json_file
 from headwater.types import AttemptTable
 from headwater.workflow.confinement import require_own_files
-from headwater.workflow.graph import PROBE_FILE, Graph, Role
+from headwater.workflow.graph import PROBE_FILE, ArmPlan, Graph, Role
 from headwater.workflow.record import LEDGER_FILE, RunRecord, read_record
 from headwater.workflow.store import ArtifactStore
 
@@ -169,12 +169,15 @@ class _Rows:
         """Every row there is an evaluation for; names the others in `missing`."""
         graph = self._record.graph
         rows: list[RowOutcome] = []
+        plans_of: dict[str, list[ArmPlan]] = {}
+        for plan in graph.arms:
+            plans_of.setdefault(plan.arm, []).append(plan)
         for name, title in self._record.titles.items():
-            plans = [plan for plan in graph.arms if plan.arm == name]
+            plans = plans_of[name]
             ends = {plan.seed: (plan.endpoint, plan.evaluations) for plan in plans}
             rows += self._of(name, title, plans[0].evaluates, ends)
         for name, title in self._record.titles.items():
-            plans = [plan for plan in graph.arms if plan.arm == name]
+            plans = plans_of[name]
             teachers = {p.seed: (p.teacher, p.teacher_evaluations) for p in plans if p.teacher}
             trained = any(graph.nodes[end].role != "base" for end, _ in teachers.values())
             if trained and self._is_news(teachers):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ from headwater.workflow.graph import (
 _NOT_HASHED = frozenset(
     {"checkpoint_seconds", "micro_batch_tokens", "prompts_per_batch", "batch_prompts"}
 )
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,12 @@ class GraphData:
 
 def identify(problems: Sequence[Problem], labels: Sequence[Label]) -> DataIdentity:
     """Identity of a set of problems: order counts, since steps draw problems by position."""
-    asked = [[p.id, p.prompt, p.level, p.subject] for p in problems]
-    answers = [
+    asked = ([p.id, p.prompt, p.level, p.subject] for p in problems)
+    answers = (
         [label.problem_id, label.answer, label.solution, *([label.row] if label.row else [])]
         for label in labels
-    ]
-    return DataIdentity(_digest(asked), _digest(answers), len(asked))
+    )
+    return DataIdentity(_digest_rows(asked), _digest_rows(answers), len(problems))
 
 
 def build_graph(
@@ -379,5 +381,15 @@ class _Builder:
 
 def _digest(value: Any) -> str:
     """SHA-256 of canonical JSON, in hexadecimal."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()
+
+
+def _digest_rows(rows: Iterable[Any]) -> str:
+    """`_digest` of a list of these rows, which is never held as a whole."""
+    digest = hashlib.sha256(b"[")
+    before = ""
+    for row in rows:
+        digest.update(f"{before}{_CANONICAL.encode(row)}".encode())
+        before = ","
+    digest.update(b"]")
+    return digest.hexdigest()

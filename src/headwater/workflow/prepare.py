@@ -79,10 +79,11 @@ def prepare_study(
     whole = build_graph(recipe, data, seeds=recipe.seeds[:1])
     found = read.contamination
     warnings = (*own_code_warnings(task.verifier), *unread_warnings(read), *_warnings(found))
-    study = Study(recipe, whole, pools, evals, _contamination_rows(found), warnings)
+    rows = _contamination_rows(found)
+    study = Study(recipe, whole, pools, evals, rows, warnings, read.sources)
     matched = match_arms(study)
     if matched is not recipe:
-        data = _graph_data(matched, pools, evals)
+        data = _graph_data(matched, pools, evals, data)
         whole = build_graph(matched, data, seeds=recipe.seeds[:1])
         study = replace(study, recipe=matched, graph=whole)
     check_contrasts(study)
@@ -91,10 +92,22 @@ def prepare_study(
     return study
 
 
-def _graph_data(recipe: Recipe, pools: Pools, evals: Mapping[str, LabelledProblems]) -> GraphData:
+def _graph_data(
+    recipe: Recipe,
+    pools: Pools,
+    evals: Mapping[str, LabelledProblems],
+    before: GraphData | None = None,
+) -> GraphData:
+    """Identities of everything the recipe reads; those that are in `before` are taken from it."""
+    known = {} if before is None else before.pools
     return GraphData(
-        pools={name: _identity(pools, name) for name in {*pools.names, *recipe.pools_read()}},
-        evals={name: identify(items.problems, items.labels) for name, items in evals.items()},
+        pools={
+            name: known.get(name) or _identity(pools, name)
+            for name in {*pools.names, *recipe.pools_read()}
+        },
+        evals=before.evals
+        if before is not None
+        else {name: identify(items.problems, items.labels) for name, items in evals.items()},
         verifier_code=verifier_code(recipe.task.verifier),
         source_files={
             spec.source: files
@@ -135,9 +148,11 @@ def _check_prompt(recipe: Recipe, train: LabelledProblems) -> None:
 
 def _check_solutions(study: Study) -> None:
     """Whether every pool that sft reads has worked solutions."""
+    checked = set()
     for node in study.graph.nodes.values():
-        if node.kind != "sft":
+        if node.kind != "sft" or node.pool in checked:
             continue
+        checked.add(node.pool)
         for label in study.labels_of(node) or ():
             if label.solution is None:
                 raise InputError(

@@ -54,11 +54,11 @@ class _Running:
         return None if total is None else int(total)
 
     def seconds_left(self, now: float) -> float | None:
-        """From the pace since the first report; None while nothing is known."""
+        """From the pace since the first report, never below 0; None while nothing is known."""
         if self.first_step is None or self.total is None or self.step <= self.first_step:
             return None
         pace = (now - self.began) / (self.step - self.first_step)
-        return pace * (self.total - self.step)
+        return max(0.0, pace * (self.total - self.step))
 
 
 class ProgressView:
@@ -125,8 +125,8 @@ class ProgressView:
         shown = ", ".join(arms[:_MOST_ARMS_SHOWN])
         more = len(arms) - _MOST_ARMS_SHOWN
         shown += f" and {more} more" if more > 0 else ""
-        seeds = {plan.seed for plan in self.graph.arms}
-        return f"{shown}; seed {self.graph.nodes[fingerprint].seed}" if len(seeds) > 1 else shown
+        seed = self.graph.nodes[fingerprint].seed
+        return f"{shown}; seed {seed}" if len(self.graph.seeds) > 1 else shown
 
 
 class LineView(ProgressView):

@@ -44,10 +44,11 @@ class RunRecord:
     machine: Mapping[str, Any]
     hypotheses: Mapping[str, Hypothesis] = field(default_factory=dict)
     map: MapSpec | None = None
+    data: tuple[Mapping[str, Any], ...] = ()  # a source each: `recorded_data.ReadSource.facts`
 
 
-def record_of(study: Study, threads: int) -> RunRecord:
-    """The record of a study about to be run with so many threads a stage."""
+def record_of(study: Study, threads: int, data: tuple[Mapping[str, Any], ...] = ()) -> RunRecord:
+    """The record of a study about to be run with so many threads a stage, on this data."""
     recipe = study.recipe
     arms = {plan.arm for plan in study.graph.arms}
     return RunRecord(
@@ -67,6 +68,7 @@ def record_of(study: Study, threads: int) -> RunRecord:
             if all(_compared(claim, arms) for claim in one.claims)
         },
         map=recipe.map,
+        data=data,
     )
 
 
@@ -113,6 +115,7 @@ def read_record(run_dir: Path) -> RunRecord:
         }
         plain["map"] = MapSpec.model_validate(plain["map"]) if plain.get("map") else None
         plain |= {name: tuple(plain[name]) for name in ("seeds", "contamination", "warnings")}
+        plain["data"] = tuple(plain.get("data", ()))  # absent from older records
         return RunRecord(graph=graph, **plain)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -29,7 +29,8 @@ from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView, make_view
 from headwater.workflow.readings import readings_of
-from headwater.workflow.record import LEDGER_FILE, record_of, write_record
+from headwater.workflow.record import LEDGER_FILE, RUN_FILE, record_of, write_record
+from headwater.workflow.recorded_data import unchanged_data
 from headwater.workflow.store import ArtifactStore, run_lock
 from headwater.workflow.study import Study
 
@@ -86,7 +87,7 @@ def run_study(
     """Run a prepared study.
 
     functions: what workers call; launch: how their processes are started. strict and errors: as of
-    `run_recipe`.
+    `run_recipe`, and InputError where `out_dir` was begun with other content of a source.
     """
     if strict and study.warnings:
         raise InputError(
@@ -94,11 +95,12 @@ def run_study(
         )
     require_own_files(out_dir)
     with disk_errors(out_dir), run_lock(out_dir):
+        data = unchanged_data(study.sources, out_dir / RUN_FILE)
         store = ArtifactStore(out_dir)
         store.tidy()
         write_resolved(study.recipe, out_dir / RECIPE_FILE)
         processes, threads = workforce(study.recipe)
-        write_record(record_of(study, threads), out_dir)
+        write_record(record_of(study, threads, data), out_dir)
         setup = WorkerSetup(
             run_dir=out_dir.resolve(),
             run_stage=functions.run_stage,
@@ -166,7 +168,13 @@ def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask
         rollouts_dir=None if node.rollouts is None else store.path(node.rollouts).resolve(),
         options=node.options,
     )
-    return StageTask(job, study.graph.describe(fingerprint), _facts(node), study.labels_of(node))
+    return StageTask(
+        job=job,
+        description=study.graph.describe(fingerprint),
+        facts=_facts(node),
+        labels=study.labels_of(node),
+        problem_set=f"eval:{node.eval_set}" if node.eval_set is not None else node.pool,
+    )
 
 
 def _facts(node: StageNode) -> dict[str, object]:

@@ -10,6 +10,7 @@ from headwater.tasks.pools import Pools
 from headwater.tasks.problems import LabelledProblems
 from headwater.types import Label, Problem
 from headwater.workflow.graph import NEEDS_VAULT, Graph, StageNode
+from headwater.workflow.recorded_data import ReadSource
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Study:
     """Everything a run needs to know before its first stage.
 
     contamination: one row for each training problem that was found in an evaluation set.
+    sources: what was read, as the recipe names it.
     """
 
     recipe: Recipe
@@ -25,6 +27,7 @@ class Study:
     evals: Mapping[str, LabelledProblems] = field(repr=False)
     contamination: tuple[Mapping[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    sources: tuple[ReadSource, ...] = field(default=(), repr=False)
 
     def problems_of(self, node: StageNode) -> tuple[Problem, ...]:
         """What a stage asks: its evaluation set or pool; nothing for a stage without either."""

@@ -12,6 +12,7 @@ from headwater.tasks.contamination import ContaminationReport, remove_contaminat
 from headwater.tasks.problems import LabelledProblems, is_generated, load_problems
 from headwater.tasks.stand_ins import evaluation_size, stand_ins
 from headwater.verify.verifiers import reads_rows
+from headwater.workflow.recorded_data import ReadSource, file_bytes
 
 #: An evaluation set that is a pool of the training source.
 POOL = "pool:"
@@ -21,7 +22,8 @@ POOL = "pool:"
 class StudyData:
     """Training problems, worked ones from elsewhere, and evaluation sets that are no pool.
 
-    unread: sources that could not be reached, whose problems are stand-ins.
+    unread: sources that could not be reached, whose problems are stand-ins. sources: everything
+    that was read, before decontamination.
     """
 
     train: LabelledProblems
@@ -29,6 +31,7 @@ class StudyData:
     evals: Mapping[str, LabelledProblems]
     contamination: ContaminationReport
     unread: tuple[str, ...] = ()
+    sources: tuple[ReadSource, ...] = ()
 
 
 def read_data(recipe: Recipe, *, planning: bool = False) -> StudyData:
@@ -40,31 +43,40 @@ def read_data(recipe: Recipe, *, planning: bool = False) -> StudyData:
     """
     task, sizes = recipe.task, recipe.pools
     unread: list[str] = []
+    sources: list[ReadSource] = []
+    whole_rows = reads_rows(task.verifier)
 
-    def read(source: str, columns: Mapping[str, str] | None, count: int) -> LabelledProblems:
+    def read(
+        key: str, source: str, columns: Mapping[str, str] | None, count: int
+    ) -> LabelledProblems:
         mapping = None if is_generated(source) else columns
+        size = file_bytes(source)
         try:
-            return load_problems(source, mapping, keep_rows=reads_rows(task.verifier))
+            data = load_problems(source, mapping, keep_rows=whole_rows)
         except SourceUnavailable:
             if not planning:
                 raise
             unread.append(source)
             return stand_ins(source, count)
+        sources.append(ReadSource(f"task.{key}", source, data, mapping or {}, whole_rows, size))
+        return data
 
     evals = {
-        name: read(source, task.columns, _planned_size(source, recipe))
+        name: read(f"eval.{name}", source, task.columns, _planned_size(source, recipe))
         for name, source in task.eval.items()
         if not source.startswith(POOL)
     }
     held_out = {name: data for name, data in evals.items() if task.eval[name] not in unread}
     elsewhere = task.worked is not None
     asked = sizes.labels + sizes.prompts + sizes.validation + (0 if elsewhere else sizes.worked)
-    train, found = remove_contaminated(read(task.train, task.columns, asked), held_out)
+    train, found = remove_contaminated(read("train", task.train, task.columns, asked), held_out)
     worked = None
     if task.worked is not None:
-        worked, found_too = remove_contaminated(read(task.worked, None, sizes.worked), held_out)
+        worked, found_too = remove_contaminated(
+            read("worked", task.worked, None, sizes.worked), held_out
+        )
         found = found.with_other(found_too)
-    return StudyData(train, worked, evals, found, tuple(dict.fromkeys(unread)))
+    return StudyData(train, worked, evals, found, tuple(dict.fromkeys(unread)), tuple(sources))
 
 
 def _planned_size(source: str, recipe: Recipe) -> int:

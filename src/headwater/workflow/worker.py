@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,6 +30,7 @@ from headwater.ledger.ledger import Kind
 from headwater.redaction import redact
 from headwater.stages.job import StageContext, StageJob
 from headwater.storage import disk_error
+from headwater.types import Problem
 from headwater.verify.grading import Verifier
 from headwater.verify.vault import LabelVault
 from headwater.verify.verifiers import make_verifier
@@ -39,6 +41,7 @@ from headwater.workflow.messages import (
     Done,
     Failed,
     FromWorker,
+    ProblemSet,
     Progress,
     Quit,
     StageTask,
@@ -70,6 +73,7 @@ class _Worker:
         self._connection = connection
         self._stop = threading.Event()
         self._tasks: queue.Queue[StageTask | Call | None] = queue.Queue()
+        self._problem_sets: dict[str, tuple[Problem, ...]] = {}
         self._verifier: Verifier | None = None
         self._last_progress = 0.0
 
@@ -111,6 +115,8 @@ class _Worker:
                 os._exit(1)
             if isinstance(message, Stop):
                 self._stop.set()
+            elif isinstance(message, ProblemSet):
+                self._problem_sets[message.name] = message.problems
             elif isinstance(message, Quit):
                 self._tasks.put(None)
             else:
@@ -121,6 +127,8 @@ class _Worker:
         """Run and publish one stage; returns its seconds in this process."""
         started = time.perf_counter()
         job = task.job
+        if task.problem_set is not None:
+            job = replace(job, problems=self._problem_sets[task.problem_set])
         for parent in task.facts["parents"]:
             if store.get(parent) is None:
                 raise StageError(

@@ -17,6 +17,7 @@ from headwater.comparison.folder import EvaluationFolder
 from headwater.config.loading import validate_recipe
 from headwater.errors import InputError, StageError
 from headwater.report.samples import collect_samples
+from headwater.storage import sealed, unsealed
 from headwater.workflow.outcome import load_outcome
 from headwater.workflow.record import RUN_FILE, read_record
 from headwater.workflow.store import MANIFEST, ArtifactStore
@@ -110,8 +111,8 @@ def test_links_that_are_no_part_of_a_run_are_left_alone(received: Path) -> None:
 
 def edit_manifest(artifact: Path, **changes: Any) -> None:
     path = artifact / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(manifest | changes), encoding="utf-8")
+    manifest = unsealed(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(sealed(manifest | changes)), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -148,18 +149,18 @@ def test_a_fingerprint_is_never_a_path(received: Path, name: Any) -> None:
     for place in (store.path, store.staging_dir, store.checkpoint_dir, store.discard):
         with pytest.raises(InputError, match="is no fingerprint"):
             place(name)
-    record = json.loads((received / RUN_FILE).read_text(encoding="utf-8"))
+    record = unsealed(json.loads((received / RUN_FILE).read_text(encoding="utf-8")))
     record["nodes"][0]["fingerprint"] = name
-    (received / RUN_FILE).write_text(json.dumps(record), encoding="utf-8")
+    (received / RUN_FILE).write_text(json.dumps(sealed(record)), encoding="utf-8")
     with pytest.raises(InputError, match=r"run\.json cannot be read"):
         read_record(received)
 
 
 def test_stages_in_a_circle_are_refused(received: Path) -> None:
-    record = json.loads((received / RUN_FILE).read_text(encoding="utf-8"))
+    record = unsealed(json.loads((received / RUN_FILE).read_text(encoding="utf-8")))
     node = record["nodes"][0]
     node["model"] = record["nodes"][-1]["fingerprint"]
-    (received / RUN_FILE).write_text(json.dumps(record), encoding="utf-8")
+    (received / RUN_FILE).write_text(json.dumps(sealed(record)), encoding="utf-8")
     with pytest.raises(InputError, match=r"stands before .* a parent of it"):
         api.report(received)
 

@@ -17,6 +17,7 @@ from headwater.report.outcome import results_of
 from headwater.report.page import Reading, render_page
 from headwater.report.results import read_results, write_results
 from headwater.workflow.executor import _Process
+from headwater.workflow.launch import launch_worker
 from headwater.workflow.messages import WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
@@ -158,7 +159,8 @@ def test_determinism_is_recorded_and_reaches_the_workers(tmp_path: Path) -> None
         study = prepare_study(validate_recipe(RECIPE | {"compute": {"deterministic": wanted}}))
         write_record(record_of(study, threads=1), tmp_path)
         assert read_record(tmp_path).machine["deterministic"] is wanted
-        worker = _Process(WorkerSetup(tmp_path, FUNCTIONS.run_stage, deterministic=wanted), 0)
+        setup = WorkerSetup(tmp_path, FUNCTIONS.run_stage, deterministic=wanted)
+        worker = _Process(setup, 0, launch_worker)
         told = Path(f"/proc/{worker._process.pid}/environ").read_bytes().split(b"\0")
         assert (b"CUBLAS_WORKSPACE_CONFIG=:4096:8" in told) is wanted
         worker.quit()

@@ -48,6 +48,23 @@ def test_publishing_moves_the_staged_files_and_says_what_they_are(tmp_path: Path
     assert not store.checkpoint_dir("aa11").exists()
 
 
+@pytest.mark.parametrize("name", ["manifest.json.part", "account.json.part", "model/a.json.part"])
+def test_what_a_killed_attempt_was_writing_is_no_part_of_the_next_ones_result(
+    tmp_path: Path, name: str
+) -> None:
+    store = ArtifactStore(tmp_path)
+    store.begin("aa11")
+    (store.checkpoint_dir("aa11") / "state.json").write_text("{}")
+    left = store.staging_dir("aa11") / name
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("{half")
+    assert store.begin("aa11") is True
+    (store.staging_dir("aa11") / "metrics.jsonl").write_text("{}\n")
+    store.publish("aa11", {"kind": "grpo", "parents": [], "seconds": 1.5})
+    assert ArtifactStore(tmp_path).find_damage("aa11") is None
+    assert list(store.manifest("aa11")["files"]) == ["metrics.jsonl"]
+
+
 def test_what_is_only_staged_is_not_there(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     store.begin("aa11")

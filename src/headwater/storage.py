@@ -14,6 +14,8 @@ from typing import Any
 from headwater.errors import HeadwaterError, StageError
 
 SEAL = "seal"
+UNFINISHED = ".part"
+"""Ends the name of a file until it is whole."""
 _CHUNK_BYTES = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -27,7 +29,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     On return it survives a power cut. Raises StageError where the disk is full or the folder may
     not be written; the file is then as it was.
     """
-    beside = path.with_name(f"{path.name}.part")
+    beside = path.with_name(f"{path.name}{UNFINISHED}")
     with disk_errors(path):
         with beside.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -20,6 +20,7 @@ from typing import IO, Any
 from headwater.errors import InputError, StageError
 from headwater.plain_json import read_json_file
 from headwater.storage import (
+    UNFINISHED,
     disk_errors,
     flush,
     flush_tree,
@@ -148,12 +149,15 @@ class ArtifactStore:
     def begin(self, fingerprint: str) -> bool:
         """Prepare the folders of a stage; returns whether it continues from a checkpoint.
 
-        Without a checkpoint, whatever a former attempt left in staging is removed.
+        Without a checkpoint, whatever a former attempt left in staging is removed; with one, what
+        it was writing when it ended.
         """
         checkpoint = self.checkpoint_dir(fingerprint)
         continues = checkpoint.is_dir() and any(checkpoint.iterdir())
         if not continues:
             _remove(self.staging_dir(fingerprint))
+        for unfinished in self.staging_dir(fingerprint).rglob(f"*{UNFINISHED}"):
+            unfinished.unlink()
         self.staging_dir(fingerprint).mkdir(parents=True, exist_ok=True)
         checkpoint.mkdir(parents=True, exist_ok=True)
         return continues

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -240,3 +242,17 @@ def test_stages_without_an_account_are_named(path: Path) -> None:
     ledger.account("trained")
     ledger.account("evaluated", "eval")
     assert ledger.without_account(["trained", "lost", "evaluated"]) == ("lost",)
+
+
+def test_a_reading_that_an_interrupt_left_open_ends_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    reading = ledger._snapshot()
+    reading.__enter__()
+    ledger.close()
+    del reading
+    gc.collect()
+    assert said == []

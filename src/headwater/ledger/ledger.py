@@ -21,7 +21,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -150,8 +150,9 @@ class Ledger:
                 raise  # a defect of the caller's, not of the file
             raise told(error, self.path) from error
         finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+            with suppress(sqlite3.ProgrammingError):  # closed by one who was interrupted in here
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
 
     def _total(self, db: sqlite3.Connection, account_ids: list[int], physical: bool) -> Spending:
         ids = json.dumps(account_ids)

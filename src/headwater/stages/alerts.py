@@ -9,6 +9,7 @@ from pathlib import Path
 
 from headwater.errors import InputError
 from headwater.plain_json import read_json_file
+from headwater.storage import write_whole
 
 ALERTS_FILE = "alerts.json"
 
@@ -41,8 +42,9 @@ def write_alerts(alerts: Iterable[Alert], folder: Path) -> None:
     """Write FOLDER/alerts.json; a stage without an alert has no such file."""
     plain = [asdict(alert) for alert in alerts]
     if plain:
-        text = json.dumps(plain, indent=1) + "\n"
-        (folder / ALERTS_FILE).write_text(text, encoding="utf-8")
+        write_whole(folder / ALERTS_FILE, json.dumps(plain, indent=1) + "\n")
+    else:  # of an attempt that was cut off while it published
+        (folder / ALERTS_FILE).unlink(missing_ok=True)
 
 
 def read_alerts(folder: Path) -> tuple[Alert, ...]:

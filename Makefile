@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: help install quickstart test check audit torture bench bench-verify smollm2 clean
 
 help:
-	@echo "make quickstart   train, compare and report the embedded study (under three minutes, after installing)"
+	@echo "make quickstart   train, compare and report the embedded study (three to four minutes, after installing)"
 	@echo "make test         the tests"
 	@echo "make check        lint, types, audit, then the tests"
 	@echo "make audit        known vulnerabilities of what is installed (asks the network, if there is one)"

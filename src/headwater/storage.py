@@ -16,7 +16,6 @@ from headwater.errors import HeadwaterError, StageError
 SEAL = "seal"
 UNFINISHED = ".part"
 """Ends the name of a file until it is whole."""
-_CHUNK_BYTES = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 #: How libraries that hide the number of an error say that a disk is full.
@@ -57,11 +56,8 @@ def flush_tree(folder: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """A file's SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _require_safetensors(folder: Path) -> None:
     if pickles:
         raise InputError(
             f"model folder {folder} has its weights in {pickles[0]} and none in safetensors: a "
-            "pickle can run any code when it is read, and is not; download the safetensors "
+            "pickle can run any code when it is read, so it is not; download the safetensors "
             "version, or convert the weights where you trust them, with save_pretrained"
         )
 

@@ -269,7 +269,7 @@ def _numbers(values: Mapping[str, Any]) -> list[str]:
 
 
 def _warning(view: ProgressView, fingerprint: str, words: str) -> str:
-    return f"  warning: {view.words(fingerprint)}: {words}"
+    return f"  warning: {one_line(f'{view.words(fingerprint)}: {words}')}"
 
 
 def _closing(view: ProgressView, fingerprint: str, stage: _Running | None, seconds: float) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from headwater import seeding
-from headwater.config.recipe import Compute
+from headwater.config.compute import Compute
 from headwater.config.stages import GRPOStage, OPDStage, TrainingStage, WarmupStage
 from headwater.engine.forward import head_weight, hidden_at_targets, load_engine_model
 from headwater.engine.memory import keep_freed_memory

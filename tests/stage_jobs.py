@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from headwater.config.base import Settings
-from headwater.config.recipe import Compute, ModelSpec
+from headwater.config.compute import Compute
+from headwater.config.recipe import ModelSpec
 from headwater.config.stages import PretrainStage, Sampling
 from headwater.errors import Interrupted
 from headwater.ledger import Ledger

@@ -17,7 +17,17 @@ LONGEST_FILE = 400
 
 # From the ground up; a module imports from its own layer and those below.
 LAYERS = (
-    {"config", "types", "errors", "seeding", "plain_json", "redaction", "storage", "visible"},
+    {
+        "config",
+        "types",
+        "errors",
+        "seeding",
+        "plain_json",
+        "redaction",
+        "storage",
+        "visible",
+        "world",
+    },
     {"models", "losses", "tasks", "ledger"},
     {"rollout", "engine", "verify"},
     {"stages", "evals"},
@@ -58,6 +68,7 @@ TORCH_FREE = (
     "headwater.errors",
     "headwater.seeding",
     "headwater.storage",
+    "headwater.world",
     "headwater.api",
     "headwater.cli",
     "headwater.comparison",

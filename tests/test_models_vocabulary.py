@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from headwater.config.compute import Compute
 from headwater.config.evaluation import Evaluation
-from headwater.config.recipe import Compute
 from headwater.config.stages import Sampling
 from headwater.models.loading import load_model
 from headwater.models.saving import save_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headwater.config.recipe import Compute
+from headwater.config.compute import Compute
 from headwater.engine import precision
 
 #: vendor_id and the flags that matter, as /proc/cpuinfo of real processors has them.

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from headwater.config.compute import Compute
 from headwater.config.guards import Guards
-from headwater.config.recipe import Compute
 from headwater.config.stages import GRPOStage, SFTStage
 from headwater.engine.checkpoint import load_checkpoint
 from headwater.errors import StageError

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from headwater.config.compute import Compute
 from headwater.config.evaluation import Evaluation
-from headwater.config.recipe import Compute, ModelSpec
+from headwater.config.recipe import ModelSpec
 from headwater.config.stages import (
     DynamicSampling,
     ForwardKL,

@@ -13,7 +13,7 @@ import pytest
 
 from disk_faults import disk_full
 from headwater.config.base import Settings
-from headwater.config.recipe import Compute
+from headwater.config.compute import Compute
 from headwater.config.stages import (
     DynamicSampling,
     ForwardKL,

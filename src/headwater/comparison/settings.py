@@ -9,8 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from headwater.config.base import Settings
+from headwater.config.compute import Compute
 from headwater.config.evaluation import EvaluationSampling
-from headwater.config.recipe import Compute
 from headwater.errors import InputError
 from headwater.tasks.named_sources import NAME, named_sources
 from headwater.tasks.problems import LabelledProblems, load_problems

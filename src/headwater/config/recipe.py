@@ -18,6 +18,7 @@ from pydantic import (
 from headwater.config.arms import Arm, Chain, ChainItem, Name
 from headwater.config.base import Settings
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
+from headwater.config.compute import Compute
 from headwater.config.evaluation import Evaluation
 from headwater.config.explain import explain
 from headwater.config.guards import Guards
@@ -148,19 +149,6 @@ class Diagnostics(Settings):
     rollouts_per_prompt: PositiveInt = 1
     positions: PositiveInt = 4
     sampling: Sampling | None = None
-
-
-class Compute(Settings):
-    """Where and how it runs. `processes` independent stages at once, `threads` each.
-
-    deterministic: on a GPU, only algorithms that give the same bits every time.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    processes: PositiveInt | None = None
-    threads: PositiveInt | None = None
-    deterministic: bool = False
 
 
 class Recipe(Settings):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from headwater.config.recipe import Compute
+from headwater.config.compute import Compute
 from headwater.errors import InputError
 
 

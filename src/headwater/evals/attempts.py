@@ -23,7 +23,7 @@ from headwater.stages.rollouts import RolloutBatch, RolloutSource
 from headwater.types import FinishReason, Problem, Verdict
 from headwater.verify.extract import ANSWER_FORMS, extract_first
 from headwater.verify.grading import Grade
-from headwater.verify.vault import LabelVault
+from headwater.verify.vault import Vault
 
 ATTEMPTS_FILE = "attempts.parquet"
 _SCHEMA = pa.schema(
@@ -155,7 +155,7 @@ def _rows(
 
 
 def _add_answers(
-    rows: list[dict[str, Any]], attempts: int, grades: Sequence[Grade], vault: LabelVault
+    rows: list[dict[str, Any]], attempts: int, grades: Sequence[Grade], vault: Vault
 ) -> None:
     """Fill in `answer` and `vote` of rows in the order of problems and attempts.
 

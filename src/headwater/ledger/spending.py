@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from headwater.errors import InputError
 
@@ -46,6 +48,34 @@ class Spending:
         2
         """
         return asdict(self)
+
+
+class SpendingAccount(Protocol):
+    """What a stage needs of its account; `ledger.Account` is one, and says what each does."""
+
+    def read_labels(self, problem_ids: Sequence[str], verifier_calls_each: int = 1) -> int:
+        """Charge the reading of gold answers; returns how many ids were paid for."""
+        ...
+
+    def charge(self, **amounts: float) -> None:
+        """Charge work that was done. Raises BudgetExhausted."""
+        ...
+
+    def remaining(self, counter: str) -> float:
+        """What the budget still allows of a counter."""
+        ...
+
+    def observe_peak_memory(self, bytes_: int) -> None:
+        """Keep the largest memory use seen, in bytes."""
+        ...
+
+    def position(self) -> int:
+        """Number of live entries."""
+        ...
+
+    def rewind(self, position: int) -> None:
+        """Entries after `position` count no longer."""
+        ...
 
 
 def checked_amount(name: str, amount: float) -> float:

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.config.base import Settings
+from headwater.config.compute import Compute
 from headwater.config.guards import Guards
-from headwater.config.recipe import Compute
 from headwater.config.stages import Sampling
 from headwater.errors import Interrupted
 from headwater.plain_json import parse_json
 from headwater.stages.alerts import Alert
 from headwater.types import Problem
+from headwater.world import SOLO, World
 
 if TYPE_CHECKING:
-    from headwater.ledger.ledger import Account
-    from headwater.verify.vault import LabelVault
+    from headwater.ledger.spending import SpendingAccount
+    from headwater.verify.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,17 @@ def _tell_nobody(alert: Alert) -> None:
 class StageContext:
     """Services of the run. `vault` is None for stages that may not see a label.
 
-    strict: an alert ends the stage once it is saved.
+    strict: an alert ends the stage once it is saved. world: the processes that run it together;
+    the services are then those of `stages.ranks`, which all of them may call.
     """
 
-    account: Account
-    vault: LabelVault | None
+    account: SpendingAccount
+    vault: Vault | None
     report_progress: Callable[[Mapping[str, Any]], None]
     stop_requested: Callable[[], bool]
     report_alert: Callable[[Alert], None] = _tell_nobody
     strict: bool = False
+    world: World = SOLO
 
     def raise_if_stopped(self) -> None:
         """Raises Interrupted when the user asked to stop; call it right after a checkpoint."""

@@ -7,7 +7,7 @@ ask for an answer itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from headwater.errors import BudgetExhausted, InputError, StageError
 from headwater.tasks.prompts import render_solution
@@ -15,7 +15,7 @@ from headwater.types import Label
 from headwater.verify.grading import Grade, Verifier
 
 if TYPE_CHECKING:
-    from headwater.ledger import Account
+    from headwater.ledger.spending import SpendingAccount
 
 
 class VaultSealed(StageError):
@@ -31,6 +31,29 @@ class LabelsExhausted(BudgetExhausted):
         super().__init__(message)
         self.grades = list(grades)
         self.solutions = list(solutions)
+
+
+class Vault(Protocol):
+    """What a stage needs of a vault; `LabelVault` is one, and says what each does."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The answer forms its verifier looks for."""
+        ...
+
+    def grade(self, account: SpendingAccount, requests: Sequence[tuple[str, str]]) -> list[Grade]:
+        """A grade for each (problem id, completion), charged beforehand."""
+        ...
+
+    def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether the answers of each pair are the same to the verifier."""
+        ...
+
+    def worked_responses(
+        self, account: SpendingAccount, problem_ids: Sequence[str], form: str
+    ) -> list[str]:
+        """Worked solutions in a prompt form, charged beforehand."""
+        ...
 
 
 class LabelVault:
@@ -50,7 +73,7 @@ class LabelVault:
         self.__labels = kept
         self.__verifier = verifier
 
-    def grade(self, account: Account, requests: Sequence[tuple[str, str]]) -> list[Grade]:
+    def grade(self, account: SpendingAccount, requests: Sequence[tuple[str, str]]) -> list[Grade]:
         """Return a grade for each (problem id, completion), charged to `account` beforehand.
 
         Raises InputError for a problem without a label (nothing is charged then), and
@@ -75,7 +98,7 @@ class LabelVault:
         """Whether the answers of each pair are the same to the verifier; reads no label."""
         return self.__verifier.same_answers(pairs)
 
-    def solutions(self, account: Account, problem_ids: Sequence[str]) -> list[str]:
+    def solutions(self, account: SpendingAccount, problem_ids: Sequence[str]) -> list[str]:
         """Return the worked solutions of problems; each costs its label and no verifier call.
 
         Raises InputError where a problem has no label or no solution (nothing is charged then),
@@ -98,7 +121,7 @@ class LabelVault:
         return solutions
 
     def worked_responses(
-        self, account: Account, problem_ids: Sequence[str], form: str
+        self, account: SpendingAccount, problem_ids: Sequence[str], form: str
     ) -> list[str]:
         """Return worked solutions that end in the answer as prompt form `form` asks for it.
 

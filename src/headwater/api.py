@@ -163,6 +163,20 @@ def run(
     return _write_report(outcome)
 
 
+def follow() -> bool:
+    """Serve as one of the ranks that torchrun started, where this process is one but not the main.
+
+    Returns whether it was, once the main rank's run is over: there is nothing left to do then.
+    """
+    from headwater.workflow.launch import launched_rank
+    from headwater.workflow.rank import follow
+
+    if not launched_rank():
+        return False
+    follow()
+    return True
+
+
 def plan(
     recipe: str | Path | Recipe,
     out: str | Path | None = None,

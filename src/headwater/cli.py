@@ -105,14 +105,27 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Sets compute.deterministic=true.")
     ] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            "--nproc",
+            metavar="N",
+            min=1,
+            help="Processes that share each stage, a GPU each; sets compute.ranks.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
+    if api.follow():
+        return
+    switches = ["compute.deterministic=true"] if deterministic else []
+    switches += [f"compute.ranks={ranks}"] if ranks is not None else []
     result = api.run(
         recipe,
         out,
         profile=profile,
-        overrides=[*set_, *(["compute.deterministic=true"] if deterministic else [])],
+        overrides=[*set_, *switches],
         seeds=_numbers(seeds),
         arms=_names(arms),
         quiet=as_json,

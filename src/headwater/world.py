@@ -12,6 +12,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+#: Names a file, in the environment of ranks of one machine, where they meet.
+MEETING = "HEADWATER_MEETING"
+
 
 class World:
     """One process alone; also what the worlds of several have in common.

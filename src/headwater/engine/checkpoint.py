@@ -1,4 +1,8 @@
-"""Checkpoints of a stage: tensors and cursor together, published whole by one rename."""
+"""Checkpoints of a stage: tensors and cursor together, published whole by one rename.
+
+Tensors lie in safetensors files: one of a process alone, one of each rank's parts where weights are
+sharded. Either kind is read by any number of ranks (torch.distributed.checkpoint cuts them anew).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,19 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 
 from headwater.plain_json import read_json_file
 from headwater.storage import flush, flush_tree, sha256_of
+from headwater.world import SOLO, World
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 
@@ -28,18 +35,55 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
+@dataclass(frozen=True, slots=True)
+class FoundCheckpoint:
+    """A whole checkpoint on disk: its state, and where its tensors lie."""
+
+    path: Path
+    state: Mapping[str, Any]
+
+    def read(self, into: Mapping[str, torch.Tensor]) -> None:
+        """Fill these tensors, whole or this rank's parts of them; ranks call it together.
+
+        Raises RuntimeError where one is not in the checkpoint or has another shape.
+        """
+        alone = not torch.distributed.is_initialized()
+        reader = dcp.HuggingFaceStorageReader(str(self.path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is alone: it is
+            dcp.load(dict(into), storage_reader=reader, no_dist=alone)
+
+
+def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, world: World = SOLO) -> None:
     """Write `folder/step-N` beside the older one, flush it to disk, rename, then drop the older.
 
-    At every moment the folder holds a whole checkpoint, if it ever held one.
+    At every moment the folder holds a whole checkpoint, if it ever held one. Ranks call it
+    together: each writes its parts, the main one all else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = _free_name(folder, step)
+    writing = world.from_main(lambda: _start(folder))
+    _write(writing, checkpoint.tensors, world)
+    world.from_main(lambda: _finish(folder, writing, step, checkpoint.state))
+
+
+def _start(folder: Path) -> Path:
     writing = folder / f"writing-{os.getpid()}"
     shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir()
-    save_file(dict(checkpoint.tensors), writing / _TENSORS)
-    record = {"tensors_sha256": sha256_of(writing / _TENSORS), "state": checkpoint.state}
+    writing.mkdir(parents=True)
+    return writing
+
+
+def _write(folder: Path, tensors: Mapping[str, torch.Tensor], world: World) -> None:
+    if world.size == 1:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, folder / _TENSORS)
+        return
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(dict(tensors), storage_writer=writer)
+
+
+def _finish(folder: Path, writing: Path, step: int, state: Mapping[str, Any]) -> None:
+    target = _free_name(folder, step)
+    files = {path.name: sha256_of(path) for path in sorted(writing.glob("*.safetensors"))}
+    record = {"files": files, "state": state}
     text = json.dumps(record | {"record_sha256": _seal(record)})
     (writing / _STATE).write_text(text, encoding="utf-8")
     flush_tree(writing)
@@ -50,7 +94,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint | None:
+def load_checkpoint(folder: Path) -> FoundCheckpoint | None:
     """The newest whole checkpoint, or None; damaged ones (by hash) are passed over."""
     if not folder.is_dir():
         return None
@@ -58,11 +102,13 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             record = read_json_file(path / _STATE)
             sealed = record.pop("record_sha256") == _seal(record)
-            whole = sealed and sha256_of(path / _TENSORS) == record["tensors_sha256"]
+            files = record["files"]
+            whole = sealed and files.keys() == {f.name for f in path.glob("*.safetensors")}
+            whole = whole and all(sha256_of(path / name) == found for name, found in files.items())
         except (OSError, ValueError, KeyError, AttributeError, TypeError):  # torn or overwritten
             continue
         if whole:
-            return Checkpoint(load_file(path / _TENSORS), record["state"])
+            return FoundCheckpoint(path, record["state"])
     return None
 
 

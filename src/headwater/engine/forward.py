@@ -13,6 +13,7 @@ from headwater.engine.decoding import DecodeLayout
 from headwater.engine.fused_layers import fuse_layers
 from headwater.engine.layout import PackedLayout
 from headwater.engine.packing import TokenBatch
+from headwater.engine.sharding import is_sharded
 from headwater.errors import InputError
 from headwater.models.loading import load_model
 
@@ -53,9 +54,8 @@ def hidden_states(
     layout: PackedLayout | DecodeLayout,
 ) -> torch.Tensor:
     """Final hidden states [tokens, H] of a flat row; ids and positions int64 [1, tokens]."""
-    out = model.get_decoder()(
-        input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout
-    )
+    body = model if is_sharded(model) else model.get_decoder()
+    out = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
     hidden: torch.Tensor = out.last_hidden_state[0]
     return hidden
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from headwater.engine.layout import PackedLayout, PromptCache, packed_layout
+from headwater.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,23 @@ def micro_batches(
         batch.append(group)
     if batch:
         yield tuple(batch)
+
+
+def dealt(groups: Sequence[PackedGroup], world: World) -> Sequence[PackedGroup]:
+    """This rank's share of the groups: the longest first, each to the rank with the fewest tokens.
+
+    Equal on every rank, whatever the order of ranks; some may get none.
+    """
+    if world.size == 1:
+        return groups
+    loads = [0] * world.size
+    own = []
+    for group in sorted(groups, key=lambda one: -one.tokens):
+        rank = loads.index(min(loads))
+        loads[rank] += group.tokens
+        if rank == world.rank:
+            own.append(group)
+    return own
 
 
 def _divided(group: PackedGroup, budget_tokens: int) -> Iterator[PackedGroup]:

@@ -12,8 +12,10 @@ import torch
 from headwater.config.stages import TrainingStage
 from headwater.engine.memory import OutOfMemory, is_out_of_memory
 from headwater.engine.optimizer import SlicedAdamW
+from headwater.engine.sharding import is_sharded, like_sharded, local_part
 from headwater.errors import StageError
 from headwater.types import LossSums
+from headwater.world import SOLO, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,8 +55,10 @@ class Updater:
     """AdamW on float32 master weights of a model that computes in `compute_dtype`.
 
     The model comes in float32. Its parameters (not its buffers: rotary tables stay float32) are
-    cast to `compute_dtype`; in float32 they are the masters themselves. Losses come as sums; the
-    gradient is that of (sum over all micro-batches) / (global denominator), however they are split.
+    cast to `compute_dtype`; in float32 they are the masters themselves, and of a sharded model,
+    which casts what it gathers, this rank's parts of them are. Losses come as sums; the gradient is
+    that of (sum over all micro-batches of all ranks) / (global denominator), however they are
+    split.
     """
 
     def __init__(
@@ -63,23 +67,24 @@ class Updater:
         settings: TrainingStage,
         total_steps: int,
         compute_dtype: torch.dtype = torch.float32,
+        world: World = SOLO,
     ) -> None:
-        self._settings = settings
+        self._settings, self._world = settings, world
         self._total_steps = total_steps
         self.steps_done = 0
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         self._params = [p for p in model.parameters() if p.requires_grad]
-        self._is_master = compute_dtype == torch.float32
-        self.masters = (
-            self._params
-            if self._is_master
-            else [p.detach().float().requires_grad_(True) for p in self._params]
-        )
-        for param in self._params:
-            param.data = param.data.to(compute_dtype)
+        self._is_sharded = is_sharded(model)
+        self._is_master = compute_dtype == torch.float32 or self._is_sharded
+        self._computing = [local_part(p.detach()) for p in self._params]
+        self.masters = self._computing if self._is_master else [p.float() for p in self._computing]
+        if not self._is_master:
+            for param in self._params:
+                param.data = param.data.to(compute_dtype)
+            self._computing = [p.detach() for p in self._params]
         self._optimizer = SlicedAdamW(
             self.masters,
-            self._params,
+            self._computing,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
@@ -105,7 +110,7 @@ class Updater:
     def _accumulate(
         self, micro_losses: Iterable[Callable[[], LossSums]], denominator: float
     ) -> tuple[float, dict[str, float]]:
-        """Gradients of all micro-batches added up; the loss and the metrics' means."""
+        """Gradients of all micro-batches added up; loss and mean metrics of all ranks."""
         totals: dict[str, tuple[float, float]] = {}
         loss = 0.0
         for index, compute in enumerate(micro_losses):
@@ -114,9 +119,12 @@ class Updater:
             sums = compute()
             (sums.loss_sum / denominator).backward()
             loss += float(sums.loss_sum.detach()) / denominator
-            for name, (total, count) in sums.metrics.items():
-                old_total, old_count = totals.get(name, (0.0, 0.0))
-                totals[name] = (old_total + total, old_count + count)
+            _add(totals, sums.metrics)
+        ranks = self._world.gather((loss, totals))
+        loss, totals = 0.0, {}
+        for part, metrics in ranks:
+            loss += part
+            _add(totals, metrics)
         return loss, {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
 
     def _collect_gradients(self) -> None:
@@ -132,10 +140,15 @@ class Updater:
 
     def _gradients(self) -> list[torch.Tensor | None]:
         """The step's gradients: of a single micro-batch as they are, of several their sum."""
-        if any(master.grad is not None for master in self.masters):
+        if not self._is_master and any(master.grad is not None for master in self.masters):
             self._collect_gradients()
             return [master.grad for master in self.masters]
-        return [param.grad for param in self._params]
+        return [None if p.grad is None else local_part(p.grad) for p in self._params]
+
+    def _norm(self, gradients: Sequence[torch.Tensor | None]) -> float:
+        """Norm of the whole gradient, all ranks' parts together."""
+        norm = self._optimizer.norm(gradients)
+        return math.hypot(*self._world.gather(norm)) if self._is_sharded else norm
 
     def _drop_gradients(self) -> None:
         for tensor in (*self.masters, *self._params):
@@ -143,7 +156,7 @@ class Updater:
 
     def _apply(self, loss: float) -> float:
         gradients = self._gradients()
-        norm = self._optimizer.norm(gradients)
+        norm = self._norm(gradients)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             found = self._not_finite(loss, norm, gradients)
             self._drop_gradients()
@@ -170,6 +183,7 @@ class Updater:
             for name, gradient in zip(self._names, gradients, strict=True)
             if gradient is not None and not bool(gradient.isfinite().all())
         ]
+        names = list(dict.fromkeys(name for found in self._world.gather(names) for name in found))
         if not names:
             return f"{found} (every parameter's gradient is finite)"
         shown = ", ".join(names[:_MOST_NAMES])
@@ -180,8 +194,15 @@ class Updater:
         """Count an update that had nothing to learn from, so that schedules stay matched."""
         self.steps_done += 1
 
+    def widen(self) -> None:
+        """Give the model its float32 masters as weights: it is trained no more."""
+        if not self._is_master:
+            for master, param in zip(self.masters, self._params, strict=True):
+                param.data = master
+
     def state(self) -> dict[str, torch.Tensor]:
-        """Masters and optimiser state by name, for a checkpoint."""
+        """Masters and optimiser state by name, for a checkpoint: the tensors themselves, sharded
+        as the model is."""
         optimizer = self._optimizer
         columns = {
             "master": self.masters,
@@ -189,20 +210,26 @@ class Updater:
             "exp_avg_sq": optimizer.squares,
         }
         tensors = {
-            f"{key}/{name}": tensor.detach().contiguous().cpu()
+            f"{key}/{name}": like_sharded(tensor.detach(), param)
             for key, column in columns.items()
-            for name, tensor in zip(self._names, column, strict=True)
+            for name, tensor, param in zip(self._names, column, self._params, strict=True)
         }
         return tensors | {"updates": torch.tensor([optimizer.updates])}
 
-    def load_state(self, tensors: Mapping[str, torch.Tensor], steps_done: int) -> None:
-        """Continue from `state()`, bit for bit."""
+    def restore(self, read: Callable[[Mapping[str, torch.Tensor]], None], steps_done: int) -> None:
+        """Continue from a checkpoint, bit for bit; `read` fills the tensors of a `state()`."""
         self.steps_done = steps_done
-        optimizer = self._optimizer
-        optimizer.updates = int(tensors["updates"])
+        tensors = self.state()
         with torch.no_grad():
-            for index, name in enumerate(self._names):
-                self.masters[index].copy_(tensors[f"master/{name}"])
-                optimizer.means[index].copy_(tensors[f"exp_avg/{name}"])
-                optimizer.squares[index].copy_(tensors[f"exp_avg_sq/{name}"])
-        optimizer.publish()
+            read(tensors)
+        self._optimizer.updates = int(tensors["updates"])
+        self._optimizer.publish()
+
+
+def _add(
+    totals: dict[str, tuple[float, float]], metrics: Mapping[str, tuple[float, float]]
+) -> None:
+    """Add sums and counts of metrics to those so far."""
+    for name, (total, count) in metrics.items():
+        old_total, old_count = totals.get(name, (0.0, 0.0))
+        totals[name] = (old_total + total, old_count + count)

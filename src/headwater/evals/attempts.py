@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.sampler import MAX_ROWS
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
+from headwater.stages.ranks import of_main
 from headwater.stages.rollouts import RolloutBatch, RolloutSource
 from headwater.types import FinishReason, Problem, Verdict
 from headwater.verify.extract import ANSWER_FORMS, extract_first
@@ -59,39 +61,68 @@ def run(job: StageJob, context: StageContext) -> None:
     config = job.config
     assert isinstance(config, Evaluation) and job.model_dir is not None
     assert context.vault is not None
-    finished = FinishedBatches(job.checkpoint_dir)
-    progress = finished.load(job.problems, config.attempts)
-    if not _is_vouched(progress, job, context):
-        finished.clear()
-        progress = Progress()
-    context.account.rewind(progress.ledger_position)
+    world = context.world
+    keeper = _Keeper(job, of_main(context)) if world.is_main else None
+    starts = world.from_main(lambda: _of(keeper).starts())
     device = resolve_device(job.compute)
     dtype = resolve_dtype(job.compute, device, hidden_size(job.model_dir))
     tokenizer = load_tokenizer(job.model_dir)
     model = FrozenModel.load(job.model_dir, device, dtype, usable_vocabulary(tokenizer))
     max_rows = job.options.get("max_rows", MAX_ROWS)
-    source = RolloutSource(job, model.model, tokenizer, config.sampling, max_rows=max_rows)
-    tables = list(progress.tables)
-    metrics = MetricsLog(job.output_dir / METRICS, len(tables), progress.seconds)
-    started = time.perf_counter() - progress.seconds
-    starts = range(progress.problems, len(job.problems), config.batch_prompts)
-    for step, start in enumerate(starts, start=len(tables)):
+    source = RolloutSource(
+        job, model.model, tokenizer, config.sampling, max_rows=max_rows, world=world
+    )
+    for start in starts:
         began = time.perf_counter()
         problems = job.problems[start : start + config.batch_prompts]
         batch = RolloutBatch(tuple(source.draw(problems, config.attempts, 0)))
         texts = [source.text(r) for r in batch.rollouts]
+        flops = 2.0 * model.parameters * int(batch.lengths_N.sum())
+        world.from_main(partial(_close, keeper, batch, texts, flops, began))
+        context.raise_if_stopped()
+    world.from_main(lambda: _of(keeper).finish())
+    context.account.observe_peak_memory(peak_memory_bytes())
+
+
+class _Keeper:
+    """What the main rank keeps: graded batches, metrics, and the account they are charged to."""
+
+    def __init__(self, job: StageJob, context: StageContext) -> None:
+        assert isinstance(job.config, Evaluation) and context.vault is not None
+        self._job, self._context, self._config = job, context, job.config
+        self._vault = context.vault
+        self._finished = FinishedBatches(job.checkpoint_dir)
+        progress = self._finished.load(job.problems, job.config.attempts)
+        if not _is_vouched(progress, job, context):
+            self._finished.clear()
+            progress = Progress()
+        context.account.rewind(progress.ledger_position)
+        self._tables = list(progress.tables)
+        self._problems = progress.problems
+        self._metrics = MetricsLog(job.output_dir / METRICS, len(self._tables), progress.seconds)
+        self._started = time.perf_counter() - progress.seconds
+
+    def starts(self) -> range:
+        """Places of the first problem of each batch still to do."""
+        return range(self._problems, len(self._job.problems), self._config.batch_prompts)
+
+    def close(self, batch: RolloutBatch, texts: Sequence[str], flops: float, began: float) -> None:
+        """Grade and charge the next batch, and keep it; `began`: when its sampling did."""
+        job, context, config = self._job, self._context, self._config
+        problems = job.problems[self._problems :][: len(batch.groups)]
         ids = [problem.id for problem in problems for _ in range(config.attempts)]
-        grades = context.vault.grade(context.account, list(zip(ids, texts, strict=True)))
+        grades = self._vault.grade(context.account, list(zip(ids, texts, strict=True)))
         verdicts = [grade.verdict for grade in grades]
         rows = _rows(problems, config.attempts, batch, texts, verdicts)
-        _add_answers(rows, config.attempts, grades, context.vault)
+        _add_answers(rows, config.attempts, grades, self._vault)
+        step, tables = len(self._tables), self._tables
         tables.append(pa.Table.from_pylist(rows, schema=_SCHEMA))
         tokens = int(batch.lengths_N.sum())
         seconds = time.perf_counter() - began
         context.account.charge(
             prompts=len(problems),
             generated_tokens=tokens,
-            flops=2.0 * model.parameters * tokens,
+            flops=flops,
             seconds=seconds,
         )
         correct = sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts)
@@ -99,25 +130,38 @@ def run(job: StageJob, context: StageContext) -> None:
             "pass_rate": correct,
             "tokens_per_second": tokens / seconds,
         }
-        metrics.write(step, values)
-        metrics.flush()
-        vouched = metrics_hash(metrics.path, step + 1)
-        spent = time.perf_counter() - started
-        finished.add(step, tables[-1], context.account.position(), spent, vouched)
+        self._metrics.write(step, values)
+        self._metrics.flush()
+        vouched = metrics_hash(self._metrics.path, step + 1)
+        spent = time.perf_counter() - self._started
+        self._finished.add(step, tables[-1], context.account.position(), spent, vouched)
         context.report_progress(
             {
                 "stage": job.fingerprint,
                 "kind": job.kind,
                 "step": step + 1,
-                "total": len(progress.tables) + len(starts),
-                "problems_done": start + len(problems),
+                "total": step + len(self.starts()),
+                "problems_done": self._problems + len(problems),
             }
             | values
         )
-        context.raise_if_stopped()
-    metrics.close()
-    write_table(pa.concat_tables(tables), job.output_dir / ATTEMPTS_FILE)
-    context.account.observe_peak_memory(peak_memory_bytes())
+        self._problems += len(problems)
+
+    def finish(self) -> None:
+        """Write every attempt into one file."""
+        self._metrics.close()
+        write_table(pa.concat_tables(self._tables), self._job.output_dir / ATTEMPTS_FILE)
+
+
+def _of(keeper: _Keeper | None) -> _Keeper:
+    assert keeper is not None
+    return keeper
+
+
+def _close(
+    keeper: _Keeper | None, batch: RolloutBatch, texts: Sequence[str], flops: float, began: float
+) -> None:
+    _of(keeper).close(batch, texts, flops, began)
 
 
 def _is_vouched(progress: Progress, job: StageJob, context: StageContext) -> bool:

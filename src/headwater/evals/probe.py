@@ -15,7 +15,7 @@ import torch
 from headwater.config.recipe import Diagnostics
 from headwater.engine.forward import head_weight, hidden_at_targets
 from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
-from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
+from headwater.engine.packing import PackedGroup, TokenBatch, dealt, micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.divergences import distance
@@ -53,13 +53,14 @@ def run(job: StageJob, context: StageContext) -> None:
     dtype = resolve_dtype(job.compute, device, hidden_size(job.model_dir))
     student = FrozenModel.load(job.model_dir, device, dtype, vocabulary)
     teacher = FrozenModel.load(job.teacher_dir, device, dtype, vocabulary)
-    source = RolloutSource(job, student.model, tokenizer, config.sampling)
+    source = RolloutSource(job, student.model, tokenizer, config.sampling, world=context.world)
     problems = job.problems[: config.prompts]
     batch = RolloutBatch(tuple(source.draw(problems, config.rollouts_per_prompt, 0)))
     totals = torch.zeros(config.positions, len(_MEASURES) + 1, dtype=torch.float64)
-    for micro in micro_batches(batch.packed(), _SCORING_TOKENS):
+    for micro in micro_batches(dealt(batch.packed(), context.world), _SCORING_TOKENS):
         totals += _sums(micro, batch, student, teacher, config.positions, dtype)
-        context.raise_if_stopped()
+    totals = torch.stack(context.world.gather(totals)).sum(0)
+    context.raise_if_stopped()
     tokens = int(batch.lengths_N.sum())
     context.account.charge(
         prompts=len(problems),
@@ -69,7 +70,8 @@ def run(job: StageJob, context: StageContext) -> None:
         seconds=time.perf_counter() - began,
     )
     found = _means(totals.sum(0)) | {"positions": [_means(row) for row in totals]}
-    write_whole(job.output_dir / "probe.json", json.dumps(found, indent=1) + "\n")
+    if context.world.is_main:
+        write_whole(job.output_dir / "probe.json", json.dumps(found, indent=1) + "\n")
     context.account.observe_peak_memory(peak_memory_bytes())
 
 

@@ -10,6 +10,7 @@ import torch
 
 from headwater.engine.forward import head_weight, hidden_at_targets, load_engine_model
 from headwater.engine.packing import TokenBatch
+from headwater.engine.sharding import Sharding, shard
 from headwater.losses.chunked_head import ChunkLoss, chunked_head_loss
 from headwater.losses.divergences import top_k_logprobs
 from headwater.types import FullTargets, LossSums, TopKTargets
@@ -28,16 +29,25 @@ class FrozenModel:
 
     @classmethod
     def load(
-        cls, path: Path, device: torch.device, dtype: torch.dtype, vocab_size: int
+        cls,
+        path: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        vocab_size: int,
+        sharding: Sharding | None = None,
     ) -> FrozenModel:
-        """Load a model folder for scoring."""
-        model = load_engine_model(path, dtype, device)
+        """Load a model folder for scoring; with `sharding`, spread over ranks, which then score
+        together."""
+        model = load_engine_model(path, dtype, device if sharding is None else torch.device("cpu"))
         model.requires_grad_(False)
-        return cls(model, vocab_size, sum(p.numel() for p in model.parameters()))
+        parameters = sum(p.numel() for p in model.parameters())
+        if sharding is not None:
+            shard(model, sharding)
+        return cls(model, vocab_size, parameters)
 
     @property
     def head_VH(self) -> torch.Tensor:
-        """The output head [V, H]."""
+        """The output head [V, H]; of a sharded model only once it has been run."""
         return head_weight(self.model, self.vocab_size)
 
     def targets(self, batch: TokenBatch) -> FullTargets:

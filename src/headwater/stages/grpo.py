@@ -14,7 +14,6 @@ from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.grpo import group_advantages, zero_variance
 from headwater.losses.token_losses import PolicySettings, PolicyTerms, policy_loss
-from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
@@ -48,9 +47,10 @@ class _GRPO:
             learner.tokenizer,
             config.sampling,
             on_fewer_rows=learner.halved_rows,
+            world=learner.world,
         )
         self.reference = (
-            FrozenModel.load(job.model_dir, learner.device, learner.dtype, learner.vocab_size)
+            learner.frozen(job.model_dir)
             if config.kl.coefficient > 0 and job.model_dir is not None
             else None
         )
@@ -166,6 +166,7 @@ class _GRPO:
         """One micro-batch forward; the first update of a batch remembers its log-probabilities."""
         learner = self.learner
         tokens = pack(micro, dtype=learner.dtype, device=learner.device)
+        settings, reference_T = self._settings(tokens), self._reference_logprobs(tokens)
         hidden = hidden_at_targets(learner.model, tokens)
         terms = PolicyTerms(
             targets_T=tokens.target_ids_T,
@@ -173,12 +174,12 @@ class _GRPO:
             weights_T=batch.per_token(weights_N, tokens.row_T),
             sampler_logprobs_T=batch.sampler_logprobs(tokens.rows, learner.device),
             old_logprobs_T=memory.old_logprobs(tokens.rows),
-            reference_logprobs_T=self._reference_logprobs(tokens),
+            reference_logprobs_T=reference_T,
         )
         return chunked_head_loss(
             hidden,
             head_weight(learner.model, learner.vocab_size),
-            policy_loss(terms, self._settings(tokens), memory.callback(micro)),
+            policy_loss(terms, settings, memory.callback(micro)),
             temperature=self.source.sampling.temperature,
         )
 

@@ -8,17 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
+from typing import TYPE_CHECKING, Any
 
 from headwater.config.stages import TrainingStage
-from headwater.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from headwater.engine.forward import load_engine_model
+from headwater.engine.checkpoint import (
+    Checkpoint,
+    FoundCheckpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from headwater.engine.memory import (
     OutOfMemory,
     keep_freed_memory,
@@ -26,20 +25,22 @@ from headwater.engine.memory import (
     release_memory,
     reset_peak_memory,
 )
-from headwater.engine.packing import PackedGroup
-from headwater.engine.precision import resolve_device, resolve_dtype
+from headwater.engine.packing import PackedGroup, dealt
+from headwater.engine.sharding import whole_model
 from headwater.engine.token_budget import TokenBudget
 from headwater.engine.update import StepResult, Updater
 from headwater.errors import BudgetExhausted, StageError
-from headwater.models.loading import load_tokenizer
 from headwater.models.saving import save_model
-from headwater.models.vocabulary import usable_vocabulary
 from headwater.stages.alerts import Alert, write_alerts
 from headwater.stages.guards import Watcher
 from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
-from headwater.stages.rollouts import ROLLOUT_SCHEMA
-from headwater.storage import flush, sha256_of
+from headwater.stages.kept_rollouts import KeptRollouts, are_vouched
+from headwater.stages.ranks import of_main
+from headwater.stages.trainee import Trainee
 from headwater.types import LossSums
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Training is charged to the ledger at most this often, unless a budget or a label asks for more.
 _CHARGE_SECONDS = 1.0
@@ -47,11 +48,9 @@ _CHARGE_SECONDS = 1.0
 _SAVING_SHARE = 0.05
 #: The guard that speaks when memory ran out.
 _MEMORY = "out_of_memory"
-#: Rollouts that are in memory together when a stage publishes.
-_ROWS_AT_ONCE = 4096
 
 
-class Learner:
+class Learner(Trainee):
     """A model being trained by one stage, resumable at every step.
 
     Use as a context manager; iterate `steps()`, call `record` once a step, then `publish`.
@@ -63,18 +62,13 @@ class Learner:
     """
 
     def __init__(self, job: StageJob, context: StageContext, *, total_steps: int, updates: int):
-        assert isinstance(job.config, TrainingStage) and job.model_dir is not None
+        assert isinstance(job.config, TrainingStage)
         keep_freed_memory()
         reset_peak_memory()
+        super().__init__(job, context.world)
         self.job, self.context, self.config = job, context, job.config
         self.total_steps = total_steps
-        self.device = resolve_device(job.compute)
-        self.tokenizer = load_tokenizer(job.model_dir)
-        self.model = load_engine_model(job.model_dir, torch.float32, self.device)
-        self.dtype = resolve_dtype(job.compute, self.device, int(self.model.config.hidden_size))
-        self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.vocab_size = usable_vocabulary(self.tokenizer)
-        self.updater = Updater(self.model, self.config, updates, self.dtype)
+        self.updater = Updater(self.model, self.config, updates, self.dtype, self.world)
         self.cursor = 0
         self.alerts: list[Alert] = []
         self._budget = TokenBudget(self.config.micro_batch_tokens)
@@ -84,17 +78,20 @@ class Learner:
         self._settles_each_step = self._reserves_updates
         self._done = 0
         self._spent_seconds = 0.0
-        self._rollouts: list[dict[str, Any]] = []
-        self._files: dict[str, str] = {}  # parts of the rollouts on disk, by their hashes
+        self._rollouts = KeptRollouts(job.checkpoint_dir)
         self._pending: dict[str, float] = {}
         self._save_seconds = 0.0
         self._resume()
         self._started = self._saved_at = self._charged_at = time.perf_counter()
-        self._metrics = MetricsLog(job.checkpoint_dir / METRICS, self._done, self._spent_seconds)
-        for row in self._metrics.kept:
+        self._metrics = self._open_metrics() if self.world.is_main else None
+        kept = self.world.from_main(lambda: self._metrics.kept if self._metrics else [])
+        for row in kept:
             self.alerts += self._watcher.watch(int(row["step"]), row)
         self._last = self._started
         self._settle()
+
+    def _open_metrics(self) -> MetricsLog:
+        return MetricsLog(self.job.checkpoint_dir / METRICS, self._done, self._spent_seconds)
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -110,7 +107,7 @@ class Learner:
             yield self._done
             stop = self.context.stop_requested()
             refused = self.context.strict and bool(self.alerts)
-            if stop or refused or self._save_is_due():
+            if stop or refused or self.world.from_main(self._save_is_due):
                 self.save()
             self._refuse_alerts()
             if stop:
@@ -169,20 +166,32 @@ class Learner:
     ) -> StepResult:
         """One optimiser step on these groups, in micro-batches that fit into memory.
 
-        loss_of: the loss of a micro-batch; it may be asked again for other micro-batches of the
-        same groups. denominator: the global count to divide by. Where memory runs out the step is
-        done again in micro-batches of half the size, whose gradient is the same but for rounding.
-        Raises StageError on a loss or gradient that is not finite, and where a single response
-        does not fit.
+        Ranks call it together with the same groups, and each takes its share. loss_of: the loss of
+        a micro-batch; it may be asked again for other micro-batches of the same groups.
+        denominator: the global count to divide by. Where memory runs out the step is done again in
+        micro-batches of half the size, whose gradient is the same but for rounding; but not where
+        several ranks wait for each other. Raises StageError on a loss or gradient that is not
+        finite, and where a single response does not fit.
         """
+        own = dealt(groups, self.world)
         while True:
-            micros = self._budget.micro_batches(groups)
+            micros = self._budget.micro_batches(own)
+            losses: list[Callable[[], LossSums]] = [partial(loss_of, micro) for micro in micros]
+            most = max(self.world.gather(len(micros)))
+            losses += [self.idle] * (most - len(micros))
             try:
-                return self.updater.step((partial(loss_of, micro) for micro in micros), denominator)
+                return self.updater.step(losses, denominator)
             except OutOfMemory as error:
                 said = str(error)
             except StageError as error:
                 raise StageError(f"{self._here()}: {error}") from error
+            if self.world.size > 1:
+                raise StageError(
+                    f"{self._here()}: memory ran out on rank {self.world.rank} ({said}), and "
+                    "micro-batches are not halved while other ranks wait; lower "
+                    "micro_batch_tokens, set compute.activation_checkpointing, or raise "
+                    "compute.ranks"
+                )
             release_memory()
             self._halve_micro_batches(groups, said)
 
@@ -235,13 +244,16 @@ class Learner:
         self.charge(seconds=now - self._last)
         self._last = now
         finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-        self._metrics.write(step, finite)
+        finite = self.world.from_main(lambda: finite)  # of one clock
+        if self._metrics is not None:
+            self._metrics.write(step, finite)
         for alert in self._watcher.watch(step, finite):
             self.alerts.append(alert)
             self.context.report_alert(alert)
-        self._rollouts += [dict(row) for row in rollouts]
+        if self.world.is_main:
+            self._rollouts.add(rollouts)
         self._done = step + 1
-        if self._settles_each_step or now - self._charged_at > _CHARGE_SECONDS:
+        if self._settles_each_step or self.world.from_main(self._charge_is_due):
             self._settle()
         self.context.report_progress(
             {
@@ -252,6 +264,9 @@ class Learner:
                 **finite,
             }
         )
+
+    def _charge_is_due(self) -> bool:
+        return time.perf_counter() - self._charged_at > _CHARGE_SECONDS
 
     def _settle(self) -> None:
         """Write what was counted; a stage that fails in its next step returns to here."""
@@ -272,15 +287,8 @@ class Learner:
         began = time.perf_counter()
         ledger_position, cursor = self._settled
         folder = self.job.checkpoint_dir
-        if self._rollouts:
-            part = folder / "rollouts" / f"part-{self._done:09d}.parquet"
-            _write_rows(self._rollouts, part)
-            self._files[part.relative_to(folder).as_posix()] = sha256_of(part)
-            self._rollouts = []
-        self._metrics.flush()
         state = {
-            "files": self._files,
-            "metrics_sha256": metrics_hash(self._metrics.path, self._done),
+            **self.world.from_main(self._save_beside),
             "done": self._done,
             "updates": self.updater.steps_done,
             "cursor": cursor,
@@ -289,43 +297,50 @@ class Learner:
             "micro_batch_tokens": self._budget.tokens,
             "out_of_memory": [asdict(one) for one in self.alerts if one.guard == _MEMORY],
         }
-        save_checkpoint(folder / "steps", self._done, Checkpoint(self.updater.state(), state))
+        checkpoint = Checkpoint(self.updater.state(), state)
+        save_checkpoint(folder / "steps", self._done, checkpoint, self.world)
         self._saved_at = time.perf_counter()
         self._save_seconds = self._saved_at - began
 
+    def _save_beside(self) -> dict[str, Any]:
+        """Write what lies beside the checkpoint; returns what vouches for it."""
+        assert self._metrics is not None
+        self._rollouts.save(self._done)
+        self._metrics.flush()
+        return {
+            "files": self._rollouts.files,
+            "metrics_sha256": metrics_hash(self._metrics.path, self._done),
+        }
+
     def _resume(self) -> None:
+        found = self.world.from_main(self._find_checkpoint)
+        if found is not None:
+            state = found.state
+            self._done = int(state["done"])
+            self.cursor = int(state["cursor"])
+            self._spent_seconds = float(state["seconds"])
+            self._budget.lower_to(int(state.get("micro_batch_tokens", self._budget.tokens)))
+            self.alerts = [Alert(**plain) for plain in state.get("out_of_memory", ())]
+            self.updater.restore(found.read, int(state["updates"]))
+        self.context.account.rewind(0 if found is None else int(found.state["ledger_position"]))
+        if self.world.is_main:
+            self._rollouts.resume({} if found is None else found.state["files"], self._done)
+
+    def _find_checkpoint(self) -> FoundCheckpoint | None:
+        """The newest one that what lies beside it, and the ledger, bear out."""
         folder = self.job.checkpoint_dir
         found = load_checkpoint(folder / "steps")
-        if found is not None and not self._is_vouched(found.state):
-            shutil.rmtree(folder / "steps")
-            found = None
-        position = 0
-        if found is not None:
-            self._done = int(found.state["done"])
-            self.cursor = int(found.state["cursor"])
-            self._spent_seconds = float(found.state["seconds"])
-            self._budget.lower_to(int(found.state.get("micro_batch_tokens", self._budget.tokens)))
-            self.alerts = [Alert(**plain) for plain in found.state.get("out_of_memory", ())]
-            position = int(found.state["ledger_position"])
-            self._files = dict(found.state.get("files", {}))
-            self.updater.load_state(found.tensors, int(found.state["updates"]))
-        self.context.account.rewind(position)
         if found is None:
-            shutil.rmtree(folder / "rollouts", ignore_errors=True)
-        for part in (folder / "rollouts").glob("part-*.parquet"):
-            if int(part.stem.removeprefix("part-")) > self._done:
-                part.unlink()
-
-    def _is_vouched(self, state: Mapping[str, Any]) -> bool:
-        """Whether what lies beside a checkpoint is what it was saved with, and so is the ledger."""
-        folder = self.job.checkpoint_dir
-        files = state.get("files", {})
-        return (
-            all(path.is_file() for path in map(folder.joinpath, files))
-            and all(sha256_of(folder / name) == found for name, found in files.items())
-            and state.get("metrics_sha256") in (None, metrics_hash(folder / METRICS, state["done"]))
-            and int(state["ledger_position"]) <= self.context.account.position()
-        )
+            return None
+        state = found.state
+        if (
+            are_vouched(folder, state["files"])
+            and state["metrics_sha256"] == metrics_hash(folder / METRICS, state["done"])
+            and int(state["ledger_position"]) <= of_main(self.context).account.position()
+        ):
+            return found
+        shutil.rmtree(folder / "steps")
+        return None
 
     def publish(self) -> None:
         """Write the model folder, metrics and rollouts into the stage's output.
@@ -333,18 +348,19 @@ class Learner:
         Nothing else of the stage is needed afterwards: not its checkpoints, not this object.
         """
         self._settle()
-        out = self.job.output_dir
         self.context.account.observe_peak_memory(peak_memory_bytes())
-        with torch.no_grad():
-            for master, param in zip(self.updater.masters, self.model.parameters(), strict=True):
-                param.data = master.detach()
-        save_model(self.model, self.tokenizer, out / "model")
+        self.updater.widen()
+        model = whole_model(self.model, keep=self.world.is_main)
+        self.world.from_main(lambda: self._write(model))
+
+    def _write(self, model: PreTrainedModel | None) -> None:
+        assert model is not None and self._metrics is not None
+        out = self.job.output_dir
+        save_model(model, self.tokenizer, out / "model")
         self._metrics.close()
         shutil.copyfile(self._metrics.path, out / METRICS)
         write_alerts(sorted(self.alerts, key=lambda one: (one.step, one.guard)), out)
-        parts = sorted((self.job.checkpoint_dir / "rollouts").glob("part-*.parquet"))
-        if parts or self._rollouts:
-            _join_parts(parts, self._rollouts, out / "rollouts.parquet")
+        self._rollouts.publish(out / "rollouts.parquet")
 
     def __enter__(self) -> Learner:
         return self
@@ -360,37 +376,5 @@ class Learner:
                 self._pending = {}
                 self._save()
         finally:
-            self._metrics.close()
-
-
-def _write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=ROLLOUT_SCHEMA), path)
-    flush(path)
-    flush(path.parent)
-
-
-def _join_parts(parts: Sequence[Path], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows of the parts, then `rows`, as one file; holds some thousands at a time.
-
-    Where the parts end, which is where a stage happened to save, shows in no byte of the file.
-    """
-    with pq.ParquetWriter(path, ROLLOUT_SCHEMA) as writer:
-        waiting = ROLLOUT_SCHEMA.empty_table()
-        for table in _tables_of(parts, rows):
-            waiting = pa.concat_tables((waiting, table))
-            while len(waiting) >= _ROWS_AT_ONCE:
-                writer.write_table(waiting.slice(0, _ROWS_AT_ONCE).combine_chunks())
-                waiting = waiting.slice(_ROWS_AT_ONCE)
-        if len(waiting):
-            writer.write_table(waiting.combine_chunks())
-
-
-def _tables_of(parts: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> Iterator[pa.Table]:
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
-                yield pa.Table.from_batches([batch])
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        chunk = list(rows[start : start + _ROWS_AT_ONCE])
-        yield pa.Table.from_pylist(chunk, schema=ROLLOUT_SCHEMA)
+            if self._metrics is not None:
+                self._metrics.close()

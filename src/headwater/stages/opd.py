@@ -17,7 +17,6 @@ from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.token_losses import distillation_loss
 from headwater.models.compatibility import check_same_tokenizer
-from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
@@ -56,10 +55,9 @@ class _OPD:
             learner.tokenizer,
             config.sampling,
             on_fewer_rows=learner.halved_rows,
+            world=learner.world,
         )
-        self.teacher = FrozenModel.load(
-            job.teacher_dir, learner.device, learner.dtype, learner.vocab_size
-        )
+        self.teacher = learner.frozen(job.teacher_dir)
 
     def step(self, step: int) -> None:
         """One batch of student rollouts and one update on the teacher's opinion of it."""

@@ -37,24 +37,35 @@ def context_of_rank(
         if main is not None:
             main.report_alert(found)
 
-    return StageContext(
+    def stop() -> bool:
+        assert main is not None
+        return main.stop_requested()
+
+    return _RankedContext(
         account=_RankedAccount(world, account),
         vault=_RankedVault(world, vault) if has_vault else None,
         report_progress=report,
-        stop_requested=lambda: world.from_main(_of(main).stop_requested if main else _never),
+        stop_requested=lambda: world.from_main(stop),
         report_alert=alert,
         strict=strict,
         world=world,
+        main=main,
     )
 
 
-def _of(main: StageContext | None) -> StageContext:
-    assert main is not None
-    return main
+@dataclass(slots=True)
+class _RankedContext(StageContext):
+    """One rank's context; `main` is what it stands for, on the main rank."""
+
+    main: StageContext | None = None
 
 
-def _never() -> bool:
-    raise AssertionError("only the main rank is asked")
+def of_main(context: StageContext) -> StageContext:
+    """The main rank's own services, for what it does inside `World.from_main`."""
+    if not isinstance(context, _RankedContext):
+        return context
+    assert context.main is not None, "only the main rank has services of its own"
+    return context.main
 
 
 def _main_only(world: World, service: Any, ask: Callable[[Any], T]) -> T:
@@ -93,7 +104,7 @@ class _RankedAccount:
 
 @dataclass(frozen=True, slots=True)
 class _RankedVault:
-    """The stage's vault, which the main rank has: labels never leave its process."""
+    """The stage's vault, which the main rank has: gold answers never leave its process."""
 
     world: World
     vault: Vault | None

@@ -15,6 +15,7 @@ from headwater import seeding
 from headwater.config.evaluation import EvaluationSampling
 from headwater.config.stages import Sampling
 from headwater.engine.packing import PackedGroup
+from headwater.engine.sharding import gathered
 from headwater.losses.grpo import token_weights
 from headwater.models.end_tokens import end_token_ids
 from headwater.models.vocabulary import usable_vocabulary
@@ -29,6 +30,7 @@ from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
 from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
 from headwater.verify.grading import Grade
+from headwater.world import SOLO, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +77,10 @@ class ProblemStream:
 
 
 class RolloutSource:
-    """Rollouts of a model on the stage's problems, seeded by (stage, step, problem, sample)."""
+    """Rollouts of a model on the stage's problems, seeded by (stage, step, problem, sample).
+
+    world: ranks that draw together. on_fewer_rows: told, on all of them, where memory ran out.
+    """
 
     def __init__(
         self,
@@ -86,8 +91,9 @@ class RolloutSource:
         *,
         max_rows: int = MAX_ROWS,
         on_fewer_rows: OnFewerRows | None = None,
+        world: World = SOLO,
     ) -> None:
-        self._job, self._tokenizer = job, tokenizer
+        self._job, self._tokenizer, self._world = job, tokenizer, world
         self.sampling = sampling or job.sampling
         drawn = EvaluationSampling.model_validate(self.sampling.model_dump())
         settings = SamplerSettings(
@@ -98,9 +104,11 @@ class RolloutSource:
             top_p=drawn.top_p,
             top_k=drawn.top_k,
         )
+        self._model, self._on_fewer_rows = model, on_fewer_rows
         self._sampler = InProcessSampler(
-            model, settings, max_rows=max_rows, on_fewer_rows=on_fewer_rows
+            model, settings, max_rows=max_rows, on_fewer_rows=self._note_fewer_rows
         )
+        self._fewer_rows: list[tuple[int, int, str]] = []
         self._prompts: dict[str, tuple[int, ...]] = {}
 
     def draw(self, problems: Sequence[Problem], group_size: int, step: int) -> list[RolloutGroup]:
@@ -118,8 +126,24 @@ class RolloutSource:
             )
             seen[p.id] += group_size
             requests.append(SampleRequest(self.prompt_ids(p), keys))
-        drawn = self._sampler.sample(requests)
+        drawn = self._sample(requests)
         return [RolloutGroup(p.id, rollouts) for p, rollouts in zip(problems, drawn, strict=True)]
+
+    def _sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
+        """Each rank samples its share of the requests; all get all of the rollouts."""
+        world = self._world
+        with gathered(self._model):
+            own = self._sampler.sample(world.share(requests))
+        told, self._fewer_rows = self._fewer_rows, []
+        parts = world.gather((own, told))
+        for _, fewer in parts:
+            for rows, before, said in fewer:
+                if self._on_fewer_rows is not None:
+                    self._on_fewer_rows(rows, before, said)
+        return world.merge([drawn for drawn, _ in parts])
+
+    def _note_fewer_rows(self, rows: int, before: int, said: str) -> None:
+        self._fewer_rows.append((rows, before, said))
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """The problem's prompt through the chat template, encoded once for a pool of usual size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -44,37 +45,75 @@ def run(job: StageJob, context: StageContext) -> None:
     tokenizer = load_tokenizer(job.teacher_dir)
     teacher = FrozenModel.load(job.teacher_dir, device, dtype, usable_vocabulary(tokenizer))
     source = RolloutSource(job, teacher.model, tokenizer, config.sampling)
-    metrics = MetricsLog(job.output_dir / "metrics.jsonl")
+    world = context.world
+    metrics = MetricsLog(job.output_dir / "metrics.jsonl") if world.is_main else None
     rows: list[dict[str, Any]] = []
     batches = range(0, len(job.problems), config.prompts_per_batch)
-    for step, start in enumerate(batches):
-        began = time.perf_counter()
-        problems = job.problems[start : start + config.prompts_per_batch]
-        batch = RolloutBatch(tuple(source.draw(problems, config.rollouts_per_prompt, 0)))
-        scored = _score(job, config, teacher, batch, step)
-        rows += _rows(job, step, batch, source, problems)
-        tokens = int(batch.lengths_N.sum())
-        seconds = time.perf_counter() - began
-        context.account.charge(
-            prompts=len(problems),
-            generated_tokens=tokens,
-            teacher_scored_tokens=scored,
-            flops=2.0 * teacher.parameters * (tokens + scored),
-            seconds=seconds,
-        )
-        values = batch.shape_metrics() | {"tokens_per_second": tokens / seconds}
-        metrics.write(step, values)
-        context.report_progress(
-            {"stage": job.fingerprint, "kind": job.kind, "step": step + 1, "total": len(batches)}
-            | values
-        )
+    for first in range(0, len(batches), world.size):  # a batch for every rank
+        done = None
+        if first + world.rank < len(batches):
+            start = batches[first + world.rank]
+            problems = job.problems[start : start + config.prompts_per_batch]
+            done = _batch(job, teacher, source, problems, first + world.rank)
+        for step, one in enumerate(world.gather(done), first):
+            if one is None:
+                continue
+            rows += one.rows
+            context.account.charge(**one.charges)
+            if metrics is not None:
+                metrics.write(step, one.metrics)
+            context.report_progress(
+                {"stage": job.fingerprint, "kind": job.kind, "step": step + 1}
+                | {"total": len(batches)}
+                | one.metrics
+            )
         context.raise_if_stopped()
+    context.account.observe_peak_memory(peak_memory_bytes())
+    if metrics is None:
+        return
     metrics.close()
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     pq.write_table(table, job.output_dir / "rollouts.parquet")
     if isinstance(config.targets, FullVocabulary):
         save_file({"head_VH": teacher.head_VH.contiguous()}, job.output_dir / "head.safetensors")
-    context.account.observe_peak_memory(peak_memory_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one batch of prompts came to: rows to keep, what it cost, how it looks."""
+
+    rows: list[dict[str, Any]]
+    charges: dict[str, float]
+    metrics: dict[str, float]
+
+
+def _batch(
+    job: StageJob,
+    teacher: FrozenModel,
+    source: RolloutSource,
+    problems: tuple[Problem, ...],
+    step: int,
+) -> _Batch:
+    """Sample and score one batch, and write its targets."""
+    config = job.config
+    assert isinstance(config, TeacherRolloutsStage)
+    began = time.perf_counter()
+    batch = RolloutBatch(tuple(source.draw(problems, config.rollouts_per_prompt, 0)))
+    scored = _score(job, config, teacher, batch, step)
+    rows = _rows(job, step, batch, source, problems)
+    tokens = int(batch.lengths_N.sum())
+    seconds = time.perf_counter() - began
+    return _Batch(
+        rows,
+        {
+            "prompts": len(problems),
+            "generated_tokens": tokens,
+            "teacher_scored_tokens": scored,
+            "flops": 2.0 * teacher.parameters * (tokens + scored),
+            "seconds": seconds,
+        },
+        batch.shape_metrics() | {"tokens_per_second": tokens / seconds},
+    )
 
 
 def _score(

@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from headwater.workflow.messages import WorkerSetup
+from headwater.world import MEETING
 
+#: How often ranks are looked at.
+_WATCH_SECONDS = 0.1
+
+_FOLLOW = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from headwater.workflow.rank import follow; follow(int(sys.argv[1]))"
+)
 # Not `-m`: neither the caller's main module nor the current folder has a say in a worker.
 _START = (
     "import sys; sys.path[:] = sys.argv[2:]; "
@@ -38,7 +49,23 @@ Launch = Callable[[WorkerSetup, int, Path], WorkerProcess]
 
 
 def launch_worker(setup: WorkerSetup, descriptor: int, log: Path) -> WorkerProcess:
-    """A worker in an interpreter of its own, with `setup.threads` threads."""
+    """A worker in an interpreter of its own, with `setup.threads` threads, and as many other ranks
+    as its stages are run by. Under torchrun those are there already."""
+    log.write_bytes(b"")
+    environment = _environment(setup)
+    if setup.ranks == 1 or launched_rank() is not None:
+        return _start(_START, descriptor, environment, log)
+    return _Gang(setup, descriptor, environment, log)
+
+
+def launched_rank() -> int | None:
+    """This process's rank where torchrun started it as one of several; None otherwise."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        return None
+    return int(os.environ["RANK"])
+
+
+def _environment(setup: WorkerSetup) -> dict[str, str]:
     threads = str(setup.threads)
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
@@ -49,10 +76,16 @@ def launch_worker(setup: WorkerSetup, descriptor: int, log: Path) -> WorkerProce
     }
     if setup.deterministic:
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    return environment
+
+
+def _start(
+    code: str, descriptor: int, environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
     paths = [path or str(Path.cwd()) for path in sys.path]
-    with log.open("wb") as said:
+    with log.open("ab") as said:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-c", _START, str(descriptor), *paths],
+            [sys.executable, "-c", code, str(descriptor), *paths],
             pass_fds=(descriptor,),
             stdin=subprocess.DEVNULL,
             stdout=said,
@@ -60,3 +93,64 @@ def launch_worker(setup: WorkerSetup, descriptor: int, log: Path) -> WorkerProce
             env=environment,
             process_group=0,
         )
+
+
+class _Gang:
+    """A worker and the other ranks of its stages: when one is lost, all end.
+
+    They meet at a file, and the others hold one end of a pipe that closes with this process.
+    """
+
+    def __init__(
+        self, setup: WorkerSetup, descriptor: int, environment: Mapping[str, str], log: Path
+    ) -> None:
+        self._meeting = tempfile.TemporaryDirectory(prefix="headwater-ranks-")
+        ours = dict(environment) | {
+            MEETING: str(Path(self._meeting.name) / "ranks"),
+            "WORLD_SIZE": str(setup.ranks),
+        }
+        lifeline, self._life = os.pipe()
+        self._processes = []
+        for rank in range(setup.ranks):
+            of_rank = ours | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            code, held = (_FOLLOW, lifeline) if rank else (_START, descriptor)
+            self._processes.append(_start(code, held, of_rank, log))
+        os.close(lifeline)
+        self._code: int | None = None
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="ranks").start()
+
+    def _watch(self) -> None:
+        """The first rank to fail takes the others with it; its code is the gang's."""
+        while self._code is None:
+            codes = [process.poll() for process in self._processes]
+            failed = [code for code in codes if code]
+            if failed:
+                self._code = failed[0]
+            elif None not in codes:
+                self._code = 0
+            else:
+                time.sleep(_WATCH_SECONDS)
+        self.kill()
+        for process in self._processes:
+            process.wait()
+        os.close(self._life)
+        self._meeting.cleanup()
+        self._ended.set()
+
+    def poll(self) -> int | None:
+        """The exit code of the gang; None while it runs."""
+        return self._code if self._ended.is_set() else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code once all have ended; raises subprocess.TimeoutExpired."""
+        if not self._ended.wait(timeout):
+            raise subprocess.TimeoutExpired("ranks", timeout or 0.0)
+        assert self._code is not None
+        return self._code
+
+    def kill(self) -> None:
+        """End every rank at once."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()

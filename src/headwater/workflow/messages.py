@@ -18,7 +18,8 @@ class WorkerSetup:
     """What every worker of a run is told once. strict: alerts end their stage.
 
     run_stage: "module:function" that runs one StageJob; limits: the recipe's budget over `stages`
-    (None: over whatever the ledger holds).
+    (None: over whatever the ledger holds). ranks: processes that run each stage together, of
+    which the worker is the main one.
     """
 
     run_dir: Path
@@ -32,6 +33,7 @@ class WorkerSetup:
     threads: int = 1
     strict: bool = False
     deterministic: bool = False
+    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from headwater.workflow.confinement import require_own_files
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
 from headwater.workflow.identities import own_code_warnings
-from headwater.workflow.launch import Launch, launch_worker
+from headwater.workflow.launch import Launch, launch_worker, launched_rank
 from headwater.workflow.messages import StageTask, WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
@@ -113,6 +113,7 @@ def run_study(
             threads=threads,
             strict=strict,
             deterministic=study.recipe.compute.deterministic,
+            ranks=ranks_of(study.recipe),
         )
         for warning in own_code_warnings(study.recipe.task.verifier):
             view.say(f"warning: {warning}")
@@ -130,15 +131,23 @@ def run_study(
 
 
 def workforce(recipe: Recipe) -> tuple[int, int]:
-    """(worker processes, threads of each). Threads never depend on the number of processes,
-    since they can show in the last bits of a sum."""
+    """(worker processes, threads of each, and of each of its ranks). Threads never depend on the
+    number of processes, since they can show in the last bits of a sum."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     tiny = all(
         describe_source(spec.source).kind in (SourceKind.TINY, SourceKind.PRUNE)
         for spec in recipe.models.values()
     )
-    processes = recipe.compute.processes or (min(cpus, _MOST_PROCESSES) if tiny else 1)
-    return processes, recipe.compute.threads or (1 if tiny else cpus)
+    ranks = ranks_of(recipe)
+    at_once = max(1, min(cpus // ranks, _MOST_PROCESSES)) if tiny else 1
+    processes = 1 if launched_rank() is not None else recipe.compute.processes or at_once
+    return processes, recipe.compute.threads or (1 if tiny else max(1, cpus // ranks))
+
+
+def ranks_of(recipe: Recipe) -> int:
+    """Processes that run each stage together: as torchrun started them, or as the recipe says."""
+    started = launched_rank() is not None
+    return int(os.environ["WORLD_SIZE"]) if started else recipe.compute.ranks
 
 
 def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask:

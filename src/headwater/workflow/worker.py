@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headwater.errors import HeadwaterError, StageError
 from headwater.ledger import Ledger
@@ -49,7 +49,11 @@ from headwater.workflow.messages import (
     Warned,
     WorkerSetup,
 )
+from headwater.workflow.rank import Order, RanksLost, dismiss, run_on_ranks
 from headwater.workflow.store import ArtifactStore, worker_lock
+
+if TYPE_CHECKING:
+    from headwater.engine.ranks import Ranks
 
 RunStage = Callable[[StageJob, StageContext], None]
 
@@ -76,6 +80,7 @@ class _Worker:
         self._problem_sets: dict[str, tuple[Problem, ...]] = {}
         self._verifier: Verifier | None = None
         self._last_progress = 0.0
+        self._world: Ranks | None = None
 
     def serve(self) -> None:
         """Work until told to quit."""
@@ -86,6 +91,7 @@ class _Worker:
         with ExitStack() as closing:
             closing.callback(self._close_verifier)
             closing.callback(ledger.close)
+            closing.callback(self._dismiss)
             while (task := self._tasks.get()) is not None:
                 doing = task.target if isinstance(task, Call) else task.description
                 try:
@@ -95,6 +101,9 @@ class _Worker:
                         reply = Done(self._run_stage(task, store, ledger))
                 except HeadwaterError as error:
                     self._send(Failed.of(error, doing))
+                except RanksLost as lost:
+                    self._send(Failed.of(lost.__cause__ or StageError(f"{doing}: {lost}"), doing))
+                    os._exit(1)
                 except Exception as error:  # the process boundary: told to the run as it is
                     with suppress(OSError):  # the log may lie on the disk that is full
                         print(redact(traceback.format_exc()), file=sys.stderr)
@@ -150,12 +159,22 @@ class _Worker:
             lambda alert: self._send(Warned(alert.words)),
             self._setup.strict,
         )
-        run_stage: RunStage = load_function(self._setup.run_stage)
-        run_stage(job, context)
+        self._compute(job, context)
         seconds = time.perf_counter() - started
         write_statement(ledger, job.fingerprint, kind, job.output_dir)
         store.publish(job.fingerprint, {**task.facts, "seconds": round(seconds, 3)})
         return seconds
+
+    def _compute(self, job: StageJob, context: StageContext) -> None:
+        """The stage itself, alone or with the other ranks; only this one fetches models."""
+        if self._setup.ranks == 1 or job.kind == "source":
+            run_stage: RunStage = load_function(self._setup.run_stage)
+            run_stage(job, context)
+            return
+        if self._world is None:
+            self._world = load_function("headwater.engine.ranks:joined_world")(job.compute.device)
+        order = Order(self._setup.run_stage, job, context.vault is not None, self._setup.strict)
+        run_on_ranks(self._world, order, context)
 
     def _verifier_of_run(self) -> Verifier:
         if self._verifier is None:
@@ -166,6 +185,10 @@ class _Worker:
                 correct_from=self._setup.verifier_correct_from,
             )
         return self._verifier
+
+    def _dismiss(self) -> None:
+        if self._world is not None:
+            dismiss(self._world)
 
     def _close_verifier(self) -> None:
         if self._verifier is not None:

@@ -1,0 +1,146 @@
+"""Worlds of several processes: a torch.distributed process group, and what ranks say through it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from headwater.errors import HeadwaterError, StageError
+from headwater.world import MEETING, SOLO, World
+
+T = TypeVar("T")
+
+#: Ranks wait for each other while the main one grades, fetches a model, or saves. One that died is
+#: seen by whoever started it, not by a clock.
+_PATIENCE = timedelta(days=7)
+
+
+class Ranks(World):
+    """The processes of torch's default group. What they say to each other goes over gloo.
+
+    Raises StageError, on the ranks that are left, where one is gone.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._ends = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._mesh: DeviceMesh | None = None
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value in order of rank, on all of them."""
+        found: list[Any] = [None] * self.size
+        with _peers():
+            dist.all_gather_object(found, value, group=self._group)
+        return found
+
+    def from_main(self, compute: Callable[[], T]) -> T:
+        """What `compute` returns on the main rank, on all; an error it raises is raised by all."""
+        told: list[Any] = [None]
+        if self.is_main:
+            told = [_outcome(compute)]
+        with _peers():
+            dist.broadcast_object_list(told, src=0, group=self._group)
+        value, error = told[0]
+        if error is not None:
+            raise error
+        return value
+
+    def all_ended(self, within_seconds: float = 60.0) -> bool:
+        """Whether every rank comes to the end of the stage too, within that time.
+
+        Where not, some are in the middle of it, and nothing can be said to them any more.
+        """
+        try:
+            dist.monitored_barrier(self._ends, timedelta(seconds=within_seconds))
+        except RuntimeError:
+            return False
+        return True
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """All ranks in one dimension, over which weights are sharded."""
+        if self._mesh is None:
+            kind = "cuda" if torch.cuda.is_available() and "nccl" in _backends() else "cpu"
+            self._mesh = init_device_mesh(kind, (self.size,))
+        return self._mesh
+
+
+class _peers:
+    """Turns what torch says of a rank that is gone into a StageError."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None and issubclass(kind, RuntimeError):
+            said = str(error).partition("\n")[0]
+            raise StageError(
+                f"a rank of this stage is gone ({said}); expected all of them until its end: run "
+                "again to continue from the last checkpoint"
+            ) from None
+
+
+def _outcome(compute: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """The value or the error, either of which can be sent."""
+    try:
+        return compute(), None
+    except HeadwaterError as error:
+        return None, error
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, made a line ago
+        except Exception:
+            return None, StageError(f"{type(error).__name__}: {error}")
+        return None, error
+
+
+_joined: Ranks | None = None
+
+
+def joined_world(device: str = "auto") -> World:
+    """The world this process was started in, joined on the first call.
+
+    torchrun, Ray Train and `workflow.launch` say by RANK and WORLD_SIZE (LOCAL_RANK picks the GPU)
+    which ranks there are, and by MASTER_ADDR and MASTER_PORT, or a file, where they meet; a group
+    that exists already is taken. Without these, the process is alone. device: as `Compute.device`;
+    GPUs talk over NCCL.
+    """
+    global _joined
+    if _joined is not None:
+        return _joined
+    if not dist.is_initialized():
+        if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+            return SOLO
+        gpus = device != "cpu" and torch.cuda.is_available()
+        if gpus:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        meeting = os.environ.get(MEETING)
+        dist.init_process_group(
+            backend,
+            init_method="env://" if meeting is None else f"file://{meeting}",
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=_PATIENCE,
+        )
+    _joined = Ranks()
+    return _joined
+
+
+def leave_world() -> None:
+    """Take leave of the other ranks; they must do the same."""
+    global _joined
+    if _joined is not None:
+        _joined = None
+        dist.destroy_process_group()
+
+
+def _backends() -> str:
+    return str(dist.get_backend_config())

@@ -1,0 +1,68 @@
+"""The model a stage trains, on this rank, and the frozen models beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from headwater.engine.forward import head_weight, hidden_at_targets, load_engine_model
+from headwater.engine.packing import PackedGroup, pack
+from headwater.engine.precision import resolve_device, resolve_dtype
+from headwater.engine.ranks import Ranks
+from headwater.engine.sharding import Sharding, recompute_layers, shard
+from headwater.models.loading import load_tokenizer
+from headwater.models.size import hidden_size
+from headwater.models.vocabulary import usable_vocabulary
+from headwater.rollout.scoring import FrozenModel
+from headwater.stages.job import StageJob
+from headwater.types import LossSums
+from headwater.world import World
+
+
+class Trainee:
+    """A model in float32, whole on a process alone and spread over the ranks of a world.
+
+    dtype: of what it computes; parameters: how many it has, on all ranks together.
+    """
+
+    def __init__(self, job: StageJob, world: World) -> None:
+        assert job.model_dir is not None
+        self.world = world
+        self.device = resolve_device(job.compute)
+        self.dtype = resolve_dtype(job.compute, self.device, hidden_size(job.model_dir))
+        self.tokenizer = load_tokenizer(job.model_dir)
+        self.vocab_size = usable_vocabulary(self.tokenizer)
+        self._sharding = (
+            Sharding(world, self.dtype, job.compute.cpu_offload)
+            if isinstance(world, Ranks)
+            else None
+        )
+        # sharding moves a layer at a time to the GPU, which the whole need not fit on
+        place = self.device if self._sharding is None else torch.device("cpu")
+        self.model = load_engine_model(job.model_dir, torch.float32, place)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        if job.compute.activation_checkpointing:
+            recompute_layers(self.model)
+        if self._sharding is not None:
+            shard(self.model, self._sharding)
+        self._frozen: list[FrozenModel] = []
+
+    def frozen(self, folder: Path) -> FrozenModel:
+        """A teacher or reference beside the model, on the same ranks.
+
+        Where a micro-batch needs its opinion, that must come before the model's own forward pass:
+        ranks that have no micro-batch go through the same models in that order.
+        """
+        found = FrozenModel.load(folder, self.device, self.dtype, self.vocab_size, self._sharding)
+        self._frozen.append(found)
+        return found
+
+    def idle(self) -> LossSums:
+        """A micro-batch of nothing: gathers weights and adds up gradients with the other ranks."""
+        nothing = pack([PackedGroup((0,), ((0,),), (0,))], dtype=self.dtype, device=self.device)
+        for model in self._frozen:
+            model.targets(nothing)
+        hidden = hidden_at_targets(self.model, nothing)
+        zero = (hidden.sum() + head_weight(self.model)[:1].sum()) * 0.0
+        return LossSums(zero, 0.0)

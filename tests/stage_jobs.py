@@ -20,11 +20,13 @@ from headwater.errors import Interrupted
 from headwater.ledger import Ledger
 from headwater.stages.alerts import Alert, read_alerts
 from headwater.stages.job import StageContext, StageJob
+from headwater.stages.ranks import context_of_rank
 from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.verify.vault import LabelVault
 from headwater.verify.verifiers import make_verifier
 from headwater.workflow.graph import EVALUATES
 from headwater.workflow.registry import run_stage
+from headwater.world import World
 
 TASK = "task:arithmetic?steps=1-2&count=10&seed=3&operations=%2B-"
 TASK = TASK.replace("%2B", "+")
@@ -69,8 +71,11 @@ class Run:
     strict: bool = False
     told: list[Alert] = field(default_factory=list)
 
-    def start(self, stop_at: int | None = None) -> Run:
-        """Run to the end, or be asked to stop once step `stop_at` is done."""
+    def start(self, stop_at: int | None = None, world: World | None = None) -> Run:
+        """Run to the end, or be asked to stop once step `stop_at` is done.
+
+        world: of several ranks, of which this is the main one.
+        """
         kind = "eval" if self.job.kind in EVALUATES else "train"
         self.job.output_dir.mkdir(parents=True, exist_ok=True)
         self.job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -81,8 +86,15 @@ class Run:
             context = StageContext(
                 account, vault, self.progress.append, stop, self.told.append, self.strict
             )
+            if world is not None:
+                context = context_of_rank(world, context, has_vault=self.labels, strict=self.strict)
             run_stage(self.job, context)
         return self
+
+    def follow(self, world: World) -> None:
+        """Run as a rank other than the main one."""
+        context = context_of_rank(world, None, has_vault=self.labels, strict=self.strict)
+        run_stage(self.job, context)
 
     def interrupted_at(self, step: int) -> Run:
         """Run until step `step` is done and the stage obeys."""

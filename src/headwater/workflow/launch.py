@@ -39,16 +39,7 @@ Launch = Callable[[WorkerSetup, int, Path], WorkerProcess]
 
 def launch_worker(setup: WorkerSetup, descriptor: int, log: Path) -> WorkerProcess:
     """A worker in an interpreter of its own, with `setup.threads` threads."""
-    threads = str(setup.threads)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if setup.deterministic:
-        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    environment = os.environ | worker_environment(setup)
     paths = [path or str(Path.cwd()) for path in sys.path]
     with log.open("wb") as said:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -60,3 +51,18 @@ def launch_worker(setup: WorkerSetup, descriptor: int, log: Path) -> WorkerProce
             env=environment,
             process_group=0,
         )
+
+
+def worker_environment(setup: WorkerSetup) -> dict[str, str]:
+    """What libraries read when they are imported or start: threads, and how they behave."""
+    threads = str(setup.threads)
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if setup.deterministic:
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    return environment

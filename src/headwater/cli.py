@@ -105,6 +105,12 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Sets compute.deterministic=true.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Stages on a Ray cluster: auto, local or HOST:PORT."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
@@ -117,6 +123,7 @@ def run(
         arms=_names(arms),
         quiet=as_json,
         strict=strict,
+        ray=ray,
     )
     _print(result, console.show_report, as_json)
     if result.stopped is not None:

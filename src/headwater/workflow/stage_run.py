@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from headwater.errors import HeadwaterError, StageError
 from headwater.ledger import Ledger
@@ -119,12 +119,12 @@ def verifier_of(setup: WorkerSetup) -> Verifier:
 
 
 def reply_of(
-    work: Callable[[], Done], doing: str, run_dir: Path, log: TextIO | None = None
+    work: Callable[[], Done], doing: str, run_dir: Path, log: Path | None = None
 ) -> Done | Failed:
     """What `work` returns, or its error as a message: where a process ends, nothing is raised.
 
-    doing: what it is, for errors that are not ours, whose traceback goes to `log`, by default
-    stderr.
+    doing: what it is, for errors that are not ours, whose traceback goes to the file `log`, by
+    default to stderr.
     """
     try:
         return work()
@@ -132,9 +132,18 @@ def reply_of(
         return Failed.of(error, doing)
     except Exception as error:
         with suppress(OSError):  # the log may lie on the disk that is full
-            print(redact(traceback.format_exc()), file=log or sys.stderr, flush=True)
+            _note(redact(traceback.format_exc()), log)
         told = disk_error(error, run_dir)
         return Failed.of(error if told is None else StageError(f"{doing}: {told}"), doing)
+
+
+def _note(text: str, log: Path | None) -> None:
+    if log is None:
+        print(text, file=sys.stderr)
+    else:
+        log.parent.mkdir(exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def load_function(target: str) -> Callable[..., Any]:

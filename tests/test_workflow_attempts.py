@@ -201,5 +201,5 @@ def test_a_verifier_file_is_compared_by_its_content(
         (folder / "reward.py").write_text(json.dumps(folder.name))
     monkeypatch.chdir(tmp_path)
     one, two = (look(tmp_path, folder, "reward:reward.py:f") for folder in folders)
-    with pytest.raises(InputError, match="n1 .* has no verifier file as it is here; expected"):
+    with pytest.raises(InputError, match=r"n1 .* has no verifier file as it is here; expected"):
         require_alike(two, one, tmp_path, "n1")

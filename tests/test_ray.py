@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,19 @@ import pytest
 
 from headwater import api
 from headwater.config.loading import validate_recipe
-from headwater.errors import InputError, StageError
+from headwater.errors import InputError, Interrupted, StageError
 from headwater.ledger import Ledger
+from headwater.workflow.messages import WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView
-from headwater.workflow.run import run_study
+from headwater.workflow.ray_executor import RayExecutor
+from headwater.workflow.run import make_task, run_study
+from headwater.workflow.store import ArtifactStore
 from processes_seen import all_end, descendants
 from test_cli import STUDY
 from test_workflow_run import FUNCTIONS, RECIPE, numbers, ran, start, wait_for
-from workflow_stages import CRASH, FAIL, KILL, STALL
+from workflow_stages import CRASH, DEAF, FAIL, KILL, STALL
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
@@ -71,6 +76,7 @@ def cluster() -> Iterator[Cluster]:
     found = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         found.add_node(num_cpus=1)
+    ray.init(found.address, log_to_driver=False, logging_level="ERROR")  # once, for all runs
     yield found
     ray.shutdown()
     found.shutdown()
@@ -297,72 +303,142 @@ def test_ranks_share_a_stage_and_one_that_is_killed_changes_nothing(
 ) -> None:
     pytest.importorskip("ray.train", reason="needs ray[train], as the extra ray installs it")
     (tmp_path / KILL).write_text("grpo")
-    study = prepare_study(validate_recipe(RECIPE | COLD | {"compute": {"ranks": 2}}))
-    view = Seen(study.graph)
-    outcome = run_study(
-        study, tmp_path / "run", view=view, functions=FUNCTIONS, ray=cluster.address
+    models = {"student": {"source": "tiny:student"}}
+    study = prepare_study(
+        validate_recipe(RECIPE | COLD | {"models": models, "compute": {"ranks": 2}})
     )
-    assert any("attempt 2 goes on from the last checkpoint" in said for said in view.said)
-    assert outcome.physical["updates"] == outcome.training["updates"] + 1
-    mine = {name: value for name, value in numbers(tmp_path).items() if "/" in name}
-    assert mine.items() <= numbers(straight).items()
+    source, trained = (
+        next(f for f, node in study.graph.nodes.items() if node.kind == kind)
+        for kind in ("source", "grpo")
+    )
+    store = ArtifactStore(tmp_path / "run")
+    setup = WorkerSetup(store.run_dir, FUNCTIONS.run_stage, stages=tuple(study.graph.nodes))
+    view = Seen(study.graph)
+    task_of = partial(make_task, study, store)
+    compute = study.recipe.compute
+    with RayExecutor(study.graph, setup, None, task_of, view, cluster.address, compute) as found:
+        assert found.run([source, trained], ()) is None
+    assert view.said == [
+        f"{study.graph.describe(trained)}: its process was lost; attempt 2 goes on from the last "
+        "checkpoint"
+    ]
+    with Ledger(store.run_dir / "ledger.sqlite") as ledger:
+        assert (ledger.spending().updates, ledger.physical().updates) == (4, 5)
+    value = "model/value.json"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    start(alone, **COLD, models=models)
+    there = ArtifactStore(alone / "run").path(trained) / value
+    assert (store.path(trained) / value).read_bytes() == there.read_bytes()
+
+
+def test_ctrl_c_saves_what_runs_and_any_run_continues(
+    straight: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    (tmp_path / STALL).write_text("grpo")
+    message = r"^stopped: \d+ of 18 stages .* to continue$"
+    interrupting = meanwhile(_interrupt_once, tmp_path / f"{STALL}.done")
+    with interrupting, pytest.raises(Interrupted, match=message):
+        go(tmp_path, cluster.address)
+    start(tmp_path)
+    assert numbers(tmp_path) == numbers(straight)
+    physical, training = _updates(tmp_path)
+    assert physical == training, "nothing was done twice"
+
+
+def test_a_second_ctrl_c_does_not_wait(straight: Path, tmp_path: Path, cluster: Cluster) -> None:
+    (tmp_path / DEAF).write_text("grpo")
+
+    def twice() -> None:
+        _interrupt_once(tmp_path / f"{DEAF}.done")
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    message = r"stopped at once: .* from the last checkpoints"
+    with meanwhile(twice), pytest.raises(Interrupted, match=message):
+        go(tmp_path, cluster.address)
+    start(tmp_path)
+    assert numbers(tmp_path) == numbers(straight)
+
+
+def _interrupt_once(sign: Path) -> None:
+    wait_for(sign)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _updates(world: Path) -> tuple[float, float]:
+    outcome = load_outcome(world / "run")
+    return outcome.physical["updates"], outcome.training["updates"]
 
 
 # --- the command ----------------------------------------------------------------------------
 
 
-def test_ctrl_c_saves_and_the_same_command_continues_anywhere(tmp_path: Path) -> None:
-    recipe = tmp_path / "study.yaml"
-    recipe.write_text(STUDY.replace("grpo: {steps: 2,", "grpo: {steps: 300,"))
+def test_ctrl_c_ends_a_cluster_of_its_own_with_everything_saved(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = subprocess.Popen(
-        [sys.executable, "-m", "headwater", "run", recipe, "--out", out, "--ray", "local"],
+    with subprocess.Popen(
+        [*HEADWATER, study_file(tmp_path, steps=300), "--out", out, "--ray", "local"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not _training(out):
-            assert time.monotonic() < deadline and run.poll() is None
-            time.sleep(0.1)
-        processes = descendants(run.pid)
-        os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate(timeout=60)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
+    ) as run:
+        try:
+            deadline = time.monotonic() + 120
+            while not _has_trained(out):
+                assert time.monotonic() < deadline and run.poll() is None
+                time.sleep(0.1)
+            processes = descendants(run.pid)
+            os.killpg(run.pid, signal.SIGINT)
+            _, said = run.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, said
     assert said.splitlines()[-1].endswith("run the same command again to continue")
-    assert all_end(processes, 20.0)
-    assert any((out / "checkpoints").glob("*/steps/*")), "saved where any run looks"
+    assert processes and all_end(processes, 20.0)
+    (saved,) = (out / "checkpoints").glob("*/steps")
+    assert "." not in saved.parent.name, "where any run looks"
     with Ledger(out / "ledger.sqlite") as ledger:
-        before = ledger.physical().updates
-        assert before > 3
+        assert ledger.spending().updates == ledger.physical().updates > 3
 
 
-def _training(out: Path) -> bool:
+def test_a_real_recipe_has_the_same_tables_on_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    recipe = study_file(tmp_path, steps=2)
+    api.run(recipe, here, quiet=True)
+    command = [*HEADWATER, recipe, "--out", there, "--ray", cluster.address, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert made(there) == made(here)
+    assert {Path(name).suffix for name in made(here)} == {".csv", ".safetensors", ".parquet"}
+
+
+HEADWATER = [sys.executable, "-m", "headwater", "run"]
+
+
+def study_file(folder: Path, steps: int) -> Path:
+    """A recipe of real models, with so many steps of GRPO."""
+    path = folder / "study.yaml"
+    path.write_text(STUDY.replace("grpo: {steps: 2,", f"grpo: {{steps: {steps},"))
+    return path
+
+
+def made(out: Path) -> dict[str, Any]:
+    """Tables without times, weights, rollouts and attempts of a run, by file."""
+    found: dict[str, Any] = {}
+    for table in out.glob("tables/*.csv"):
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        found[table.name] = [
+            {name: value for name, value in row.items() if name != "stage time"} for row in rows
+        ]
+    for pattern in ("*/model/*.safetensors", "*/rollouts.parquet", "*/attempts.parquet"):
+        for path in out.glob(f"artifacts/{pattern}"):
+            found[path.relative_to(out).as_posix()] = path.read_bytes()
+    return found
+
+
+def _has_trained(out: Path) -> bool:
     """Whether a stage of GRPO has made some steps."""
     logs = out.glob("checkpoints/*.1/metrics.jsonl")
     return any("pass_rate" in log.read_text() for log in logs)
-
-
-def test_a_real_recipe_has_the_same_table_on_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
-    recipe = tmp_path / "study.yaml"
-    recipe.write_text(STUDY)
-    here = api.run(recipe, tmp_path / "here", quiet=True)
-    there = api.run(recipe, tmp_path / "there", quiet=True, ray=cluster.address)
-    tables = [
-        (folder / "tables").glob("*.csv") for folder in (tmp_path / "here", tmp_path / "there")
-    ]
-    first, second = ({path.name: path.read_text() for path in found} for found in tables)
-    assert first == second
-    weights = [
-        {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in folder.glob("artifacts/*/model/*.safetensors")
-        }
-        for folder in (tmp_path / "here", tmp_path / "there")
-    ]
-    assert weights[0] == weights[1] != {}
-    assert here.as_dict().keys() == there.as_dict().keys()

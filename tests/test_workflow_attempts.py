@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from headwater.ledger import Ledger
 from headwater.types import Label
 from headwater.workflow.attempt import RemoteAccount
 from headwater.workflow.attempts import Attempts, Claim, Offer, Started
+from headwater.workflow.cluster import connected
 from headwater.workflow.messages import Done, Failed, Progress, WorkerSetup
 from headwater.workflow.nodes import leave_token, look, require_alike, require_token
 from headwater.workflow.store import ArtifactStore, seal_artifact
@@ -203,3 +206,13 @@ def test_a_verifier_file_is_compared_by_its_content(
     one, two = (look(tmp_path, folder, "reward:reward.py:f") for folder in folders)
     with pytest.raises(InputError, match=r"n1 .* has no verifier file as it is here; expected"):
         require_alike(two, one, tmp_path, "n1")
+
+
+def test_without_the_package_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with ExitStack() as stack, pytest.raises(InputError) as caught:
+        connected("local", stack)
+    assert str(caught.value) == (
+        "--ray local: the package ray is not installed; expected it for runs on a cluster: "
+        "pip install 'headwater[ray]'"
+    )

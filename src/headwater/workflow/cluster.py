@@ -19,11 +19,13 @@ from headwater.workflow.nodes import look, require_alike
 
 _REACH_SECONDS = 10.0
 _LOOK_SECONDS = 120.0
-#: Ray itself: no telemetry, the current Ray Train, and no folder of its own to work in.
+#: Ray itself: no telemetry, the current Ray Train, no folder of its own to work in, and how often
+#: it looks after ranks.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 
 
@@ -37,9 +39,9 @@ def connected(address: str, stack: ExitStack) -> Any:
             f"--ray {address}: the package ray is not installed; expected it for runs on a "
             "cluster: pip install 'headwater[ray]'"
         ) from None
-    if ray.is_initialized():
-        return ray
     _require_reachable(address)
+    if ray.is_initialized():  # by the program that calls us, to which it belongs
+        return ray
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options["include_dashboard"] = False
@@ -60,7 +62,7 @@ def _require_reachable(address: str) -> None:
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or "/" in host or not port.isdecimal():
         raise InputError(
             f"--ray {address}: expected auto, local or HOST:PORT, as `ray start --head` prints it; "
             "to use a cluster from outside, start the run on one of its nodes"

@@ -214,7 +214,8 @@ class RayExecutor:
             self.view.finished(stage, reply.seconds)
         else:
             failure = reply.error()
-            self.view.stopped(stage, str(failure))
+            if stage in self.view.running:
+                self.view.stopped(stage, str(failure))
             self._stop(self._agenda.take_error(failure))
 
     def _stop(self, concerns: Concerns) -> None:

@@ -405,8 +405,9 @@ def test_ctrl_c_ends_a_cluster_of_its_own_with_everything_saved(tmp_path: Path) 
 def test_a_real_recipe_has_the_same_tables_on_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     recipe = study_file(tmp_path, steps=2)
-    api.run(recipe, here, quiet=True)
+    api.run(recipe, here, quiet=True, arms=["half"])
     command = [*HEADWATER, recipe, "--out", there, "--ray", cluster.address, "--json"]
+    command += ["--arms", "half"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert made(there) == made(here)

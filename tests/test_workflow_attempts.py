@@ -23,7 +23,7 @@ from headwater.workflow.store import ArtifactStore, seal_artifact
 
 STAGE = "abc123"
 FACTS = {"kind": "grpo", "parents": []}
-LABELS = (Label("p1", "7"),)
+LABELS = (Label("p1", "gold"),)
 
 
 def attempts(run_dir: Path, retries: int = 1, **limits: float) -> Attempts:
@@ -58,7 +58,7 @@ def test_an_attempt_has_the_labels_and_is_charged_like_any_stage(tmp_path: Path)
     service = attempts(tmp_path, updates=5)
     claim, account = claimed(service)
     assert claim.labels == LABELS
-    assert "7" not in repr(claim)
+    assert "gold" not in repr(claim)
     assert account.read_labels(["p1", "p1"]) == 2
     account.charge(updates=3, flops=0.5)
     account.observe_peak_memory(9)

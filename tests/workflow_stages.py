@@ -35,8 +35,9 @@ RAISED = Alert("kl_rise_nats", "kl", 2, 1.5, 0.5, "step 2 of 4: KL is 1.5", "a <
 def run_stage(job: StageJob, context: StageContext) -> None:
     """One stage: `steps` steps of a running hash, checkpointed at each."""
     world = job.output_dir.parents[2]
-    with (world / "ran.txt").open("a") as log:
-        log.write(f"{job.kind} {job.fingerprint} {os.getpid()}\n")
+    if context.world.is_main:
+        with (world / "ran.txt").open("a") as log:
+            log.write(f"{job.kind} {job.fingerprint} {os.getpid()}\n")
     if job.kind == "evaluate":
         _evaluate(job, context)
         return
@@ -50,7 +51,8 @@ def run_stage(job: StageJob, context: StageContext) -> None:
         if (world / "config.json").is_file():
             shutil.copy(world / "config.json", job.output_dir / "model")
         return
-    state = _resume(job, context)
+    state = context.world.from_main(lambda: _state(job))
+    context.account.rewind(state["position"])
     for step in range(state["done"], getattr(job.config, "steps", None) or 2):
         if job.kind == "grpo":
             assert context.vault is not None
@@ -64,16 +66,19 @@ def run_stage(job: StageJob, context: StageContext) -> None:
             "value": hashlib.sha256(f"{state['value']} {drawn}".encode()).hexdigest(),
             "position": context.account.position(),
         }
-        _misbehave(world, job, step, context)
-        _write(job.checkpoint_dir / "state.json", state)
+        if context.world.is_main:
+            _misbehave(world, job, step, context)
+            _write(job.checkpoint_dir / "state.json", state)
+        context.world.gather(step)
         context.report_progress({"step": step + 1, "total": 4, "loss": 1 / (step + 1)})
         if step == 1 and _alerts(world, job):
             context.report_alert(RAISED)
             if context.strict:
                 raise StageError(f"{RAISED.words}; run without --strict")
         context.raise_if_stopped()
-    _publish(job, state["value"])
-    write_alerts(_alerts(world, job), job.output_dir)
+    if context.world.is_main:
+        _publish(job, state["value"])
+        write_alerts(_alerts(world, job), job.output_dir)
 
 
 def same_tokenizer(student_dir: Path, teacher_dir: Path) -> int:
@@ -133,12 +138,10 @@ def _alerts(world: Path, job: StageJob) -> list[Alert]:
     return [RAISED] if order.is_file() and order.read_text() == job.kind else []
 
 
-def _resume(job: StageJob, context: StageContext) -> dict:
+def _state(job: StageJob) -> dict:
     path = job.checkpoint_dir / "state.json"
     if path.exists():
-        state = json.loads(path.read_text())
-        context.account.rewind(state["position"])
-        return state
+        return json.loads(path.read_text())
     leftovers = [p.name for p in job.output_dir.iterdir()]
     assert leftovers == [], leftovers
     parents = [

@@ -146,11 +146,13 @@ def run(
     arms: Sequence[str] | None = None,
     quiet: bool = False,
     strict: bool = False,
+    ray: str | None = None,
 ) -> RunReport:
     """Run a recipe, or continue it, and write its results and page.
 
     out: the run's folder, default runs/NAME. strict: warnings are errors, raised before training
-    or once the stage that warns is saved. A budget that ended the run early is in the
+    or once the stage that warns is saved. ray: run the stages on this Ray cluster ("auto", "local"
+    or HOST:PORT). A budget that ended the run early is in the
     report's `stopped`, and what was finished is reported. Raises InputError before anything
     is trained, StageError for a stage that failed, Interrupted after Ctrl-C.
     """
@@ -158,7 +160,13 @@ def run(
 
     loaded = load(recipe, overrides, profile)
     outcome = run_recipe(
-        loaded, _run_dir(loaded, out), seeds=seeds, arms=arms, quiet=quiet, strict=strict
+        loaded,
+        _run_dir(loaded, out),
+        seeds=seeds,
+        arms=arms,
+        quiet=quiet,
+        strict=strict,
+        ray=ray,
     )
     return _write_report(outcome)
 

@@ -114,6 +114,12 @@ def run(
             help="Processes that share each stage, a GPU each; sets compute.ranks.",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Stages on a Ray cluster: auto, local or HOST:PORT."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
@@ -130,6 +136,7 @@ def run(
         arms=_names(arms),
         quiet=as_json,
         strict=strict,
+        ray=ray,
     )
     _print(result, console.show_report, as_json)
     if result.stopped is not None:

@@ -36,6 +36,10 @@ class StageError(HeadwaterError):
     exit_code = 1
 
 
+class RankLost(StageError):
+    """A process that shared a stage with this one is gone; the stage itself did nothing wrong."""
+
+
 class BudgetExhausted(HeadwaterError):
     """A budget of the recipe is used up; everything so far is saved."""
 

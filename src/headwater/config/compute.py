@@ -37,9 +37,10 @@ class Compute(Settings):
     deterministic: on a GPU, only algorithms that give the same bits every time. ranks: processes
     (on a GPU machine, one GPU each) that share each stage: weights and optimiser state are
     sharded over them. retries: how often a stage whose process was lost is started again from
-    its checkpoint. activation_checkpointing: the backward pass computes layers again instead of
-    keeping what is inside them. cpu_offload: sharded weights and optimiser state lie in the
-    host's memory. rollouts, scoring: who samples, and who scores with the teacher.
+    its checkpoint; where it is not set, never, and three times on a Ray cluster.
+    activation_checkpointing: the backward pass computes layers again instead of keeping what is
+    inside them. cpu_offload: sharded weights and optimiser state lie in the host's memory.
+    rollouts, scoring: who samples, and who scores with the teacher.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -48,7 +49,7 @@ class Compute(Settings):
     threads: PositiveInt | None = None
     deterministic: bool = False
     ranks: PositiveInt = 1
-    retries: Annotated[int, Field(ge=0)] = 0
+    retries: Annotated[int, Field(ge=0)] | None = None
     activation_checkpointing: bool = False
     cpu_offload: bool = False
     rollouts: Engine = InProcess()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from headwater.errors import HeadwaterError, StageError
+from headwater.errors import HeadwaterError, RankLost, StageError
 from headwater.world import MEETING, SOLO, World
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ _PATIENCE = timedelta(days=7)
 class Ranks(World):
     """The processes of torch's default group. What they say to each other goes over gloo.
 
-    Raises StageError, on the ranks that are left, where one is gone.
+    Raises RankLost, on the ranks that are left, where one is gone.
     """
 
     def __init__(self) -> None:
@@ -74,14 +74,14 @@ class Ranks(World):
 
 
 class _peers:
-    """Turns what torch says of a rank that is gone into a StageError."""
+    """Turns what torch says of a rank that is gone into RankLost."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None and issubclass(kind, RuntimeError):
             said = str(error).partition("\n")[0]
-            raise StageError(
+            raise RankLost(
                 f"a rank of this stage is gone ({said}); expected all of them until its end: run "
                 "again to continue from the last checkpoint"
             ) from None

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from heapq import heappop, heappush
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Self
 
-from headwater.errors import BudgetExhausted, HeadwaterError, Interrupted, StageError
+from headwater.errors import BudgetExhausted, RankLost, StageError
+from headwater.workflow.agenda import Agenda, Concerns
 from headwater.workflow.graph import Graph
+from headwater.workflow.interrupts import Interrupts
 from headwater.workflow.launch import Launch, launch_worker
 from headwater.workflow.messages import (
     Call,
@@ -31,7 +32,6 @@ from headwater.workflow.messages import (
     WorkerSetup,
 )
 from headwater.workflow.progress import ProgressView
-from headwater.workflow.schedule import urgency
 from headwater.workflow.worker import socket_pair
 
 _LISTEN_SECONDS = 0.2
@@ -65,15 +65,9 @@ class Executor:
         self.view = view
         self._launch = launch
         self._workers: list[_Process] = []
-        self._urgency = urgency(graph)
-        self._finished: set[str] = set()
-        self._waits_for: dict[str, int] = {}  # of a wanted stage, parents that are not finished
-        self._ready: list[tuple[float, int, str]] = []  # a heap: the most urgent stage first
-        self._places = {fingerprint: place for place, fingerprint in enumerate(graph.nodes)}
-        self._failure: HeadwaterError | None = None
-        self._budget: BudgetExhausted | None = None
-        self._interrupts = 0
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._agenda = Agenda(graph)
+        self._interrupts = Interrupts()
+        self._losses: Counter[str] = Counter()
 
     def run(self, wanted: Iterable[str], published: Iterable[str]) -> BudgetExhausted | None:
         """Run the `wanted` stages that are not yet `published`; parents must be in one of both.
@@ -82,17 +76,13 @@ class Executor:
         evaluated all the same. Raises Interrupted once every stage in hand is saved, and
         StageError for a stage that failed or a worker that died.
         """
-        self._finished |= set(published)
-        self._queue(wanted)
+        self._agenda.queue(wanted, published)
         while True:
             self._pass_on_interrupts()
             self._assign()
             if not any(worker.stage for worker in self._workers):
-                break
+                return self._agenda.outcome()
             self._listen()
-        if self._failure is not None:
-            raise self._failure
-        return self._budget
 
     def call(self, target: str, *arguments: Any) -> Any:
         """Call "module:function" in an idle worker and return what it returns, or raise."""
@@ -108,9 +98,7 @@ class Executor:
 
     def __enter__(self) -> Self:
         """From here on SIGINT and SIGTERM are counted and obeyed by `run`, not died of."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._count_interrupt)
+        self._interrupts.__enter__()
         return self
 
     def __exit__(
@@ -124,47 +112,14 @@ class Executor:
         for worker in self._workers:
             worker.end(_QUIT_SECONDS if exc is None else 0.0)
         self._workers.clear()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _count_interrupt(self, *_: object) -> None:
-        self._interrupts += 1
-
-    def _queue(self, wanted: Iterable[str]) -> None:
-        """Count what each wanted stage still waits for; those that wait for nothing are ready."""
-        self._waits_for, self._ready = {}, []
-        for fingerprint in wanted:
-            if fingerprint not in self._finished:
-                parents = self._graph.nodes[fingerprint].parents
-                waits_for = sum(parent not in self._finished for parent in parents)
-                self._waits_for[fingerprint] = waits_for
-                if waits_for == 0:
-                    self._push(fingerprint)
-
-    def _push(self, fingerprint: str) -> None:
-        """Ready: among equally urgent stages the first of the graph goes first."""
-        entry = (-self._urgency[fingerprint], self._places[fingerprint], fingerprint)
-        heappush(self._ready, entry)
-
-    def _finish(self, fingerprint: str) -> None:
-        """One parent less for its children; a child whose last one it was is ready."""
-        self._finished.add(fingerprint)
-        for child in self._graph.children[fingerprint]:
-            if child in self._waits_for:
-                self._waits_for[child] -= 1
-                if self._waits_for[child] == 0:
-                    self._push(child)
+        self._interrupts.__exit__(exc_type, exc, traceback)
 
     def _assign(self) -> None:
         """Give ready stages to idle workers, the most urgent first."""
-        if self._failure is not None:
-            return
-        while self._ready:
-            if sum(worker.stage is not None for worker in self._workers) >= self._processes:
+        while sum(worker.stage is not None for worker in self._workers) < self._processes:
+            fingerprint = self._agenda.next()
+            if fingerprint is None:
                 return
-            _, _, fingerprint = heappop(self._ready)
-            if self._budget is not None and not self._graph.nodes[fingerprint].is_evaluation:
-                continue
             worker = self._idle_worker()
             worker.stage = fingerprint
             self.view.started(fingerprint)
@@ -200,52 +155,51 @@ class Executor:
                 continue
             worker.stage = None
             if isinstance(message, Done):
-                self._finish(stage)
+                self._agenda.finish(stage)
                 self.view.finished(stage, message.seconds)
+                continue
+            if message.leaves:
+                self._workers.remove(worker)
+                worker.end(_QUIT_SECONDS)
+            if isinstance(error := message.error(), RankLost):
+                self._lose(stage, str(error))
             else:
-                self._take_error(stage, message.error())
-
-    def _take_error(self, stage: str, error: HeadwaterError) -> None:
-        self.view.stopped(stage, str(error))
-        if isinstance(error, BudgetExhausted):
-            self._budget = self._budget or error
-            self._stop_workers(lambda f: not self._graph.nodes[f].is_evaluation)
-        elif not isinstance(error, Interrupted) or self._budget is None:
-            self._fail(error)
+                self.view.stopped(stage, str(error))
+                self._stop_workers(self._agenda.take_error(error))
 
     def _bury(self, worker: _Process) -> None:
-        """A worker is gone: with its stage that is a failure, without it a loss to be replaced."""
+        """A worker is gone, and will be replaced; the stage it had in hand is lost with it."""
         self._workers.remove(worker)
         if worker.stage is not None:
-            message = worker.obituary(self._graph.describe(worker.stage))
-            self.view.stopped(worker.stage, message)
-            self._fail(StageError(message))
+            self._lose(worker.stage, worker.obituary(self._graph.describe(worker.stage)))
         worker.end(0.0)
 
-    def _fail(self, error: HeadwaterError) -> None:
-        """Remember the first error and ask every worker to save and stop."""
-        if self._failure is None:
-            self._failure = error
-            self._stop_workers(lambda _: True)
+    def _lose(self, stage: str, message: str) -> None:
+        """Start a stage again whose process was lost, as often as is allowed; then fail."""
+        self.view.stopped(stage, message)
+        self._losses[stage] += 1
+        if self._losses[stage] > self._setup.retries:
+            self._stop_workers(self._agenda.fail(StageError(message)))
+            return
+        self.view.say(
+            f"starting it again from its last checkpoint ({self._losses[stage]} of "
+            f"{self._setup.retries} retries)"
+        )
+        self._agenda.again(stage)
 
-    def _stop_workers(self, concerns: Callable[[str], bool]) -> None:
+    def _stop_workers(self, concerns: Concerns) -> None:
         for worker in self._workers:
             if worker.stage is not None and concerns(worker.stage):
                 worker.tell(Stop())
 
     def _pass_on_interrupts(self) -> None:
-        if self._interrupts == 0:
-            return
-        done = sum(fingerprint in self._finished for fingerprint in self._graph.nodes)
-        state = f"{done} of {len(self._graph.nodes)} stages are finished"
-        cure = "run the same command again to continue"
-        if self._interrupts > 1:
+        if self._interrupts.count > 1:
             for worker in self._workers:
                 worker.end(0.0)
-            raise Interrupted(f"stopped at once: {state}; {cure} from the last checkpoints")
-        if self._failure is None:
+            raise self._agenda.interrupted(at_once=True)
+        if self._interrupts.count == 1 and self._agenda.failure is None:
             self.view.say("stopping once each running stage is saved; Ctrl-C again stops at once")
-            self._fail(Interrupted(f"stopped: {state}; {cure}"))
+            self._stop_workers(self._agenda.fail(self._agenda.interrupted(at_once=False)))
 
 
 class _Process:

@@ -52,7 +52,7 @@ def launch_worker(setup: WorkerSetup, descriptor: int, log: Path) -> WorkerProce
     """A worker in an interpreter of its own, with `setup.threads` threads, and as many other ranks
     as its stages are run by. Under torchrun those are there already."""
     log.write_bytes(b"")
-    environment = _environment(setup)
+    environment = os.environ | worker_environment(setup)
     if setup.ranks == 1 or launched_rank() is not None:
         return _start(_START, descriptor, environment, log)
     return _Gang(setup, descriptor, environment, log)
@@ -63,20 +63,6 @@ def launched_rank() -> int | None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         return None
     return int(os.environ["RANK"])
-
-
-def _environment(setup: WorkerSetup) -> dict[str, str]:
-    threads = str(setup.threads)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if setup.deterministic:
-        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
-    return environment
 
 
 def _start(
@@ -154,3 +140,18 @@ class _Gang:
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
+
+
+def worker_environment(setup: WorkerSetup) -> dict[str, str]:
+    """What libraries read when they are imported or start: threads, and how they behave."""
+    threads = str(setup.threads)
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if setup.deterministic:
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    return environment

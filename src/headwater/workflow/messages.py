@@ -19,7 +19,8 @@ class WorkerSetup:
 
     run_stage: "module:function" that runs one StageJob; limits: the recipe's budget over `stages`
     (None: over whatever the ledger holds). ranks: processes that run each stage together, of
-    which the worker is the main one.
+    which the worker is the main one. retries: how often a stage whose process was lost is started
+    again.
     """
 
     run_dir: Path
@@ -34,6 +35,7 @@ class WorkerSetup:
     strict: bool = False
     deterministic: bool = False
     ranks: int = 1
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An error, as the name of its class in `headwater.errors` and its message."""
+    """An error, as the name of its class in `headwater.errors` and its message.
+
+    leaves: the worker can do nothing more, and ends.
+    """
 
     error_class: str
     message: str
+    leaves: bool = False
 
     @classmethod
     def of(cls, error: BaseException, doing: str) -> Failed:

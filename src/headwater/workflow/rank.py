@@ -34,20 +34,20 @@ def run_on_ranks(world: Ranks, order: Order, context: StageContext) -> None:
     """Run a stage as the main rank, with all others. Raises what it raises on the main rank.
 
     An error of ours that all ranks end with leaves them ready for the next stage. Raises
-    RanksLost, from the error if there was one, where some do not come to the end.
+    OutOfStep, from the error if there was one, where some do not come to the end.
     """
     world.from_main(lambda: order)
     try:
         _run(world, order, context)
     except HeadwaterError as error:
         if not world.all_ended():
-            raise RanksLost(str(error)) from error
+            raise OutOfStep(str(error)) from error
         raise
     if not world.all_ended():
-        raise RanksLost("a rank did not come to the end of the stage")
+        raise OutOfStep("a rank did not come to the end of the stage")
 
 
-class RanksLost(Exception):
+class OutOfStep(Exception):
     """Ranks are out of step: this process can run no other stage."""
 
 

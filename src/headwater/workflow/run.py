@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from headwater.config.loading import write_resolved
@@ -28,6 +29,7 @@ from headwater.workflow.messages import StageTask, WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView, make_view
+from headwater.workflow.ray_executor import RayExecutor
 from headwater.workflow.readings import readings_of
 from headwater.workflow.record import LEDGER_FILE, RUN_FILE, record_of, write_record
 from headwater.workflow.recorded_data import unchanged_data
@@ -60,11 +62,13 @@ def run_recipe(
     arms: Sequence[str] | None = None,
     quiet: bool = False,
     strict: bool = False,
+    ray: str | None = None,
 ) -> RunOutcome:
     """Run a recipe in `out_dir`, or continue it there; what is published is not run again.
 
     strict: what is otherwise warned of is an error: InputError for what is known before training,
-    StageError for an alert of a stage, which is saved first.
+    StageError for an alert of a stage, which is saved first. ray: the cluster whose tasks the
+    stages are ("auto", "local" or HOST:PORT) instead of processes of this machine.
 
     A budget that ends the run early is in the outcome's `stopped`. Raises InputError before
     anything is trained, StageError for a stage that failed, and Interrupted once Ctrl-C has
@@ -72,7 +76,7 @@ def run_recipe(
     """
     study = prepare_study(recipe, seeds=seeds, arms=arms)
     view = make_view(study.graph, quiet=quiet)
-    return run_study(study, out_dir, view=view, strict=strict)
+    return run_study(study, out_dir, view=view, strict=strict, ray=ray)
 
 
 def run_study(
@@ -83,11 +87,12 @@ def run_study(
     functions: WorkerFunctions = WorkerFunctions(),
     strict: bool = False,
     launch: Launch = launch_worker,
+    ray: str | None = None,
 ) -> RunOutcome:
     """Run a prepared study.
 
-    functions: what workers call; launch: how their processes are started. strict and errors: as of
-    `run_recipe`, and InputError where `out_dir` was begun with other content of a source.
+    functions: what workers call; launch: how their processes are started. strict, ray and errors:
+    as of `run_recipe`, and InputError where `out_dir` was begun with other content of a source.
     """
     if strict and study.warnings:
         raise InputError(
@@ -114,15 +119,19 @@ def run_study(
             strict=strict,
             deterministic=study.recipe.compute.deterministic,
             ranks=ranks_of(study.recipe),
+            retries=study.recipe.compute.retries or 0,
         )
         for warning in own_code_warnings(study.recipe.task.verifier):
             view.say(f"warning: {warning}")
-        with (
-            view,
-            Executor(
-                study.graph, setup, processes, lambda f: make_task(study, store, f), view, launch
-            ) as executor,
-        ):
+        task_of = partial(make_task, study, store)
+        executing: Executor | RayExecutor
+        if ray is None:
+            executing = Executor(study.graph, setup, processes, task_of, view, launch)
+        else:
+            compute = study.recipe.compute
+            most = compute.processes
+            executing = RayExecutor(study.graph, setup, most, task_of, view, ray, compute)
+        with view, executing as executor:
             published = _sound(study.graph, store, view)
             with Ledger(out_dir / LEDGER_FILE) as ledger:
                 settle_accounts(ledger, study.graph, store, published, view.say)
@@ -204,7 +213,7 @@ def _facts(node: StageNode) -> dict[str, object]:
 def _execute(
     study: Study,
     store: ArtifactStore,
-    executor: Executor,
+    executor: Executor | RayExecutor,
     functions: WorkerFunctions,
     published: set[str],
     strict: bool,

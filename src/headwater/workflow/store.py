@@ -1,7 +1,9 @@
 """Artifacts on disk: published whole or not at all, and checked before they are used.
 
 A run folder holds `artifacts/<fingerprint>/` (finished), `staging/<fingerprint>/` (being
-written) and `checkpoints/<fingerprint>/` (how an interrupted stage continues).
+written) and `checkpoints/<fingerprint>/` (how an interrupted stage continues). A stage that runs
+on a cluster has the latter two lent to its attempt, as `<fingerprint>.<attempt>`: an attempt that
+was given up, but still writes somewhere, finds nothing of the next one's under its own name.
 """
 
 from __future__ import annotations
@@ -135,13 +137,15 @@ class ArtifactStore:
     def tidy(self) -> None:
         """Remove what a killed run left behind and nobody will ask for again.
 
-        That is half-removed folders, and staging and checkpoints of published stages. Only for
-        the owner of the run folder.
+        That is half-removed folders, and staging and checkpoints of published stages; what was
+        lent to attempts is taken back. Only for the owner of the run folder.
         """
         for folder in (self._artifacts, self._staging, self._checkpoints):
             for path in folder.glob(f"*{_REMOVED}"):
                 shutil.rmtree(path)
         for folder in (self._staging, self._checkpoints):
+            for fingerprint in {_lent(path)[0] for path in folder.iterdir()}:
+                self.take_back(fingerprint)
             for path in folder.iterdir():
                 if self.path(path.name).is_dir():
                     _remove(path)
@@ -162,27 +166,53 @@ class ArtifactStore:
         checkpoint.mkdir(parents=True, exist_ok=True)
         return continues
 
+    def lend(self, fingerprint: str, attempt: int) -> tuple[Path, Path]:
+        """Give the folders of a stage that has begun to one attempt: (staging, checkpoint)."""
+        lent = [
+            folder.rename(folder.with_name(f"{folder.name}.{attempt}"))
+            for folder in (self.staging_dir(fingerprint), self.checkpoint_dir(fingerprint))
+        ]
+        return lent[0], lent[1]
+
+    def take_back(self, fingerprint: str) -> None:
+        """Put what the latest attempt has where `begin` looks; of earlier ones nothing is kept."""
+        for folder in (self._staging, self._checkpoints):
+            own = folder / _own_name(fingerprint)
+            lent = [path for path in folder.glob(f"{fingerprint}.*") if _lent(path)[1]]
+            for path in sorted(lent, key=lambda path: _lent(path)[1]):
+                _remove(own)
+                path.rename(own)
+
     def publish(self, fingerprint: str, facts: Mapping[str, Any]) -> Path:
         """Make the staged result an artifact in one step; returns its folder.
 
         facts: what the manifest says beside the files (kind, parents, config, seed, seconds).
         """
-        staged = self.staging_dir(fingerprint)
-        files = {}
-        for file in sorted(p for p in staged.rglob("*") if p.is_file() and p != staged / MANIFEST):
-            files[file.relative_to(staged).as_posix()] = {
-                "bytes": file.stat().st_size,
-                "sha256": sha256_of(file),
-            }
-        manifest = sealed({"fingerprint": fingerprint, **facts, "files": files})
-        write_whole(staged / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        flush_tree(staged)
+        seal_artifact(self.staging_dir(fingerprint), fingerprint, facts)
+        return self.adopt(fingerprint, self.staging_dir(fingerprint))
+
+    def adopt(self, fingerprint: str, staged: Path) -> Path:
+        """Make a sealed folder the artifact, by one rename; returns where it then lies."""
         _remove(self.path(fingerprint))
         staged.rename(self.path(fingerprint))
         flush(self._artifacts)
+        self.take_back(fingerprint)
         _remove(self.checkpoint_dir(fingerprint))
         self._hashed.add(fingerprint)
         return self.path(fingerprint)
+
+
+def seal_artifact(staged: Path, fingerprint: str, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of a staged result, with the hashes of its files, and flush it all."""
+    files = {}
+    for file in sorted(p for p in staged.rglob("*") if p.is_file() and p != staged / MANIFEST):
+        files[file.relative_to(staged).as_posix()] = {
+            "bytes": file.stat().st_size,
+            "sha256": sha256_of(file),
+        }
+    manifest = sealed({"fingerprint": fingerprint, **facts, "files": files})
+    write_whole(staged / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    flush_tree(staged)
 
 
 @contextmanager
@@ -240,6 +270,13 @@ def _own_name(fingerprint: str) -> str:
             "this run's record was changed: run the recipe again"
         )
     return fingerprint
+
+
+def _lent(path: Path) -> tuple[str, int]:
+    """(fingerprint, attempt) of a folder of staging or checkpoints; 0 where it is not lent."""
+    fingerprint, _, attempt = path.name.rpartition(".")
+    lent = bool(fingerprint) and attempt.isascii() and attempt.isdigit()
+    return (fingerprint, int(attempt)) if lent else (path.name, 0)
 
 
 def _is_file_entry(entry: tuple[object, object]) -> bool:

@@ -6,36 +6,26 @@ shared lock on the run folder while it lives, so that no other run begins before
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
-import gc
-import importlib
 import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from headwater.errors import HeadwaterError, StageError
+from headwater.errors import StageError
 from headwater.ledger import Ledger
-from headwater.ledger.ledger import Kind
-from headwater.redaction import redact
-from headwater.stages.job import StageContext, StageJob
-from headwater.storage import disk_error
+from headwater.stages.job import StageContext
 from headwater.types import Problem
 from headwater.verify.grading import Verifier
 from headwater.verify.vault import LabelVault
-from headwater.verify.verifiers import make_verifier
-from headwater.workflow.accounts import write_statement
-from headwater.workflow.graph import EVALUATES
 from headwater.workflow.messages import (
     Call,
     Done,
@@ -49,13 +39,21 @@ from headwater.workflow.messages import (
     Warned,
     WorkerSetup,
 )
-from headwater.workflow.rank import Order, RanksLost, dismiss, run_on_ranks
+from headwater.workflow.rank import Order, OutOfStep, dismiss, run_on_ranks
+from headwater.workflow.stage_run import (
+    Keeper,
+    LocalKeeper,
+    load_function,
+    reply_of,
+    return_memory,
+    run_begun,
+    verifier_of,
+)
 from headwater.workflow.store import ArtifactStore, worker_lock
 
 if TYPE_CHECKING:
     from headwater.engine.ranks import Ranks
-
-RunStage = Callable[[StageJob, StageContext], None]
+    from headwater.stages.job import StageJob
 
 _PROGRESS_SECONDS = 0.2
 
@@ -81,39 +79,29 @@ class _Worker:
         self._verifier: Verifier | None = None
         self._last_progress = 0.0
         self._world: Ranks | None = None
+        self._out_of_step = False
 
     def serve(self) -> None:
         """Work until told to quit."""
         threading.Thread(target=self._read, daemon=True, name="inbox").start()
-        store = ArtifactStore(self._setup.run_dir)
         setup = self._setup
+        store = ArtifactStore(setup.run_dir)
         ledger = Ledger(setup.run_dir / "ledger.sqlite", setup.limits, setup.stages)
+        keeper = LocalKeeper(store, ledger)
         with ExitStack() as closing:
             closing.callback(self._close_verifier)
             closing.callback(ledger.close)
             closing.callback(self._dismiss)
             while (task := self._tasks.get()) is not None:
                 doing = task.target if isinstance(task, Call) else task.description
-                try:
-                    if isinstance(task, Call):
-                        reply = Done(value=load_function(task.target)(*task.arguments))
-                    else:
-                        reply = Done(self._run_stage(task, store, ledger))
-                except HeadwaterError as error:
-                    self._send(Failed.of(error, doing))
-                except RanksLost as lost:
-                    self._send(Failed.of(lost.__cause__ or StageError(f"{doing}: {lost}"), doing))
+                reply = reply_of(partial(self._do, task, keeper), doing, setup.run_dir)
+                if isinstance(reply, Failed) and self._out_of_step:
+                    reply = replace(reply, leaves=True)
+                self._send(reply)
+                if self._out_of_step:
                     os._exit(1)
-                except Exception as error:  # the process boundary: told to the run as it is
-                    with suppress(OSError):  # the log may lie on the disk that is full
-                        print(redact(traceback.format_exc()), file=sys.stderr)
-                    told = disk_error(error, setup.run_dir)
-                    failure = error if told is None else StageError(f"{doing}: {told}")
-                    self._send(Failed.of(failure, doing))
-                else:
-                    self._send(reply)
                 del task
-                _return_memory()
+                return_memory()
 
     def _read(self) -> None:
         """Inbox: stops are heard while a stage runs; a closed socket means the run is gone."""
@@ -132,58 +120,48 @@ class _Worker:
                 self._stop.clear()
                 self._tasks.put(message)
 
-    def _run_stage(self, task: StageTask, store: ArtifactStore, ledger: Ledger) -> float:
-        """Run and publish one stage; returns its seconds in this process."""
-        started = time.perf_counter()
-        job = task.job
+    def _do(self, task: StageTask | Call, keeper: Keeper) -> Done:
+        """Call a function, or run and publish one stage."""
+        if isinstance(task, Call):
+            return Done(value=load_function(task.target)(*task.arguments))
         if task.problem_set is not None:
-            job = replace(job, problems=self._problem_sets[task.problem_set])
-        for parent in task.facts["parents"]:
-            if store.get(parent) is None:
-                raise StageError(
-                    f"{store.path(parent)}: what {task.description} reads is gone; leave the run "
-                    "folder alone while it is used, and run again to rebuild it"
-                )
-        kind: Kind = "eval" if job.kind in EVALUATES else "train"
-        account = ledger.account(job.fingerprint, kind)
-        if not store.begin(job.fingerprint):
-            account.rewind(0)
+            problems = self._problem_sets[task.problem_set]
+            task = replace(task, job=replace(task.job, problems=problems))
+        begun = keeper.begin(task)
         vault = None
-        if task.labels is not None:
-            vault = LabelVault(task.labels, self._verifier_of_run())
+        if begun.labels is not None:
+            vault = LabelVault(begun.labels, self._verifier_of_run())
         context = StageContext(
-            account,
+            begun.account,
             vault,
             self._report_progress,
             self._stop.is_set,
             lambda alert: self._send(Warned(alert.words)),
             self._setup.strict,
         )
-        self._compute(job, context)
-        seconds = time.perf_counter() - started
-        write_statement(ledger, job.fingerprint, kind, job.output_dir)
-        store.publish(job.fingerprint, {**task.facts, "seconds": round(seconds, 3)})
-        return seconds
+        seconds = self._compute(begun.job, context)
+        keeper.publish(task, seconds)
+        return Done(seconds)
 
-    def _compute(self, job: StageJob, context: StageContext) -> None:
+    def _compute(self, job: StageJob, context: StageContext) -> float:
         """The stage itself, alone or with the other ranks; only this one fetches models."""
-        if self._setup.ranks == 1 or job.kind == "source":
-            run_stage: RunStage = load_function(self._setup.run_stage)
-            run_stage(job, context)
-            return
+        setup = self._setup
+        if setup.ranks == 1 or job.kind == "source":
+            return run_begun(job, context, setup)
         if self._world is None:
             self._world = load_function("headwater.engine.ranks:joined_world")(job.compute.device)
-        order = Order(self._setup.run_stage, job, context.vault is not None, self._setup.strict)
-        run_on_ranks(self._world, order, context)
+        started = time.perf_counter()
+        order = Order(setup.run_stage, job, context.vault is not None, setup.strict)
+        try:
+            run_on_ranks(self._world, order, context)
+        except OutOfStep as lost:
+            self._out_of_step = True
+            raise (lost.__cause__ or StageError(str(lost))) from None
+        return time.perf_counter() - started
 
     def _verifier_of_run(self) -> Verifier:
         if self._verifier is None:
-            self._verifier = make_verifier(
-                self._setup.verifier,
-                workers=self._setup.verifier_workers,
-                timeout_seconds=self._setup.verifier_timeout_seconds,
-                correct_from=self._setup.verifier_correct_from,
-            )
+            self._verifier = verifier_of(self._setup)
         return self._verifier
 
     def _dismiss(self) -> None:
@@ -205,22 +183,6 @@ class _Worker:
             self._connection.send(message)
         except OSError:  # the run is gone; so are we
             os._exit(1)
-
-
-def load_function(target: str) -> Callable[..., Any]:
-    """The function "module:name" names. Raises ImportError or AttributeError."""
-    module, _, name = target.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system, so that idle workers do not hold models' pages."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from musl
-        if trim is not None:
-            trim(0)
 
 
 def socket_pair() -> tuple[Connection, socket.socket]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -29,7 +28,7 @@ from headwater.workflow.ray_executor import RayExecutor
 from headwater.workflow.run import make_task, run_study
 from headwater.workflow.store import ArtifactStore
 from processes_seen import all_end, descendants
-from test_cli import STUDY
+from small_study import HEADWATER, made, study_file
 from test_workflow_run import FUNCTIONS, RECIPE, numbers, ran, start, wait_for
 from workflow_stages import CRASH, DEAF, FAIL, KILL, STALL
 
@@ -412,31 +411,6 @@ def test_a_real_recipe_has_the_same_tables_on_a_cluster(tmp_path: Path, cluster:
     assert done.returncode == 0, done.stderr
     assert made(there) == made(here)
     assert {Path(name).suffix for name in made(here)} == {".csv", ".safetensors", ".parquet"}
-
-
-HEADWATER = [sys.executable, "-m", "headwater", "run"]
-
-
-def study_file(folder: Path, steps: int) -> Path:
-    """A recipe of real models, with so many steps of GRPO."""
-    path = folder / "study.yaml"
-    path.write_text(STUDY.replace("grpo: {steps: 2,", f"grpo: {{steps: {steps},"))
-    return path
-
-
-def made(out: Path) -> dict[str, Any]:
-    """Tables without times, weights, rollouts and attempts of a run, by file."""
-    found: dict[str, Any] = {}
-    for table in out.glob("tables/*.csv"):
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        found[table.name] = [
-            {name: value for name, value in row.items() if name != "stage time"} for row in rows
-        ]
-    for pattern in ("*/model/*.safetensors", "*/rollouts.parquet", "*/attempts.parquet"):
-        for path in out.glob(f"artifacts/{pattern}"):
-            found[path.relative_to(out).as_posix()] = path.read_bytes()
-    return found
 
 
 def _has_trained(out: Path) -> bool:

@@ -339,6 +339,7 @@ def test_ctrl_c_saves_what_runs_and_any_run_continues(
     interrupting = meanwhile(_interrupt_once, tmp_path / f"{STALL}.done")
     with interrupting, pytest.raises(Interrupted, match=message):
         go(tmp_path, cluster.address)
+    assert any((tmp_path / "run" / "checkpoints").glob("*/state.json")), "saved, not finished"
     start(tmp_path)
     assert numbers(tmp_path) == numbers(straight)
     physical, training = _updates(tmp_path)

@@ -66,8 +66,8 @@ def run_stage(job: StageJob, context: StageContext) -> None:
             "value": hashlib.sha256(f"{state['value']} {drawn}".encode()).hexdigest(),
             "position": context.account.position(),
         }
+        _misbehave(world, job, step, context)
         if context.world.is_main:
-            _misbehave(world, job, step, context)
             _write(job.checkpoint_dir / "state.json", state)
         context.world.gather(step)
         context.report_progress({"step": step + 1, "total": 4, "loss": 1 / (step + 1)})
@@ -110,27 +110,32 @@ def too_long(model_dir: Path, name: str, prompt_form: str, readings: tuple[Readi
 
 def _misbehave(world: Path, job: StageJob, step: int, context: StageContext) -> None:
     """Do once what a file named like the misbehaviour, holding a stage kind, asks for."""
-    for name in (KILL, STALL, DEAF, FAIL, CRASH, FULL, VANISH):
-        order = world / name
-        if step != 2 or not order.is_file() or order.read_text() != job.kind:
-            continue
-        order.rename(world / f"{name}.done")
-        if name == KILL:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if name == FAIL:
-            raise InputError("value=3 found; expected 4; set it to 4")
-        if name == CRASH:
-            raise KeyError("missing")
-        if name == FULL:
-            fill_disk(world / "run")
-            return
-        if name == VANISH:
-            assert job.model_dir is not None
-            shutil.rmtree(job.model_dir.parent)
-            return
+    name = context.world.from_main(lambda: _ordered(world, job, step))
+    if name == KILL and context.world.is_main:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == FAIL:
+        raise InputError("value=3 found; expected 4; set it to 4")
+    if name == CRASH:
+        raise KeyError("missing")
+    if name == FULL:
+        fill_disk(world / "run")
+    if name == VANISH:
+        assert job.model_dir is not None
+        shutil.rmtree(job.model_dir.parent)
+    if name in (STALL, DEAF):
         deadline = time.monotonic() + 30
         while (name == DEAF or not context.stop_requested()) and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def _ordered(world: Path, job: StageJob, step: int) -> str | None:
+    """The misbehaviour that is asked for here, which is then no longer."""
+    for name in (KILL, STALL, DEAF, FAIL, CRASH, FULL, VANISH):
+        order = world / name
+        if step == 2 and order.is_file() and order.read_text() == job.kind:
+            order.rename(world / f"{name}.done")
+            return name
+    return None
 
 
 def _alerts(world: Path, job: StageJob) -> list[Alert]:

@@ -88,6 +88,14 @@ def require_room(ray: Any, ranks: int, cpus: int, gpu: bool) -> None:
 
     ranks: processes of a stage, each with `cpus` cores and, with `gpu`, a GPU.
     """
+    if ranks > 1:
+        try:
+            import ray.train as _train  # noqa: F401 - its own dependencies
+        except ImportError as error:
+            raise InputError(
+                f"compute.ranks={ranks}: Ray Train cannot be imported ({last_line(error)}); "
+                "expected all that it needs: pip install 'headwater[ray]', on every node"
+            ) from None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     settings = {"CPU": "compute.threads", "GPU": "compute.device"}
     for name, each in {"CPU": cpus, "GPU": int(gpu)}.items():

@@ -16,6 +16,7 @@ from headwater.evals.batches import FinishedBatches, Progress, write_table
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
+from headwater.rollout.engines import Serving
 from headwater.rollout.sampler import MAX_ROWS
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
@@ -70,7 +71,10 @@ def run(job: StageJob, context: StageContext) -> None:
     tokenizer = load_tokenizer(job.model_dir)
     model = FrozenModel.load(job.model_dir, device, dtype, usable_vocabulary(tokenizer))
     max_rows = job.options.get("max_rows", MAX_ROWS)
-    source = RolloutSource(job, model.model, tokenizer, config.sampling, max_rows=max_rows)
+    serving = Serving(job.model_dir, job.checkpoint_dir, context.closing)
+    source = RolloutSource(
+        job, model.model, tokenizer, config.sampling, serving=serving, max_rows=max_rows
+    )
     tables = list(progress.tables)
     metrics = MetricsLog(job.output_dir / METRICS, len(tables), progress.seconds)
     started = time.perf_counter() - progress.seconds

@@ -14,6 +14,7 @@ from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.grpo import group_advantages, zero_variance
 from headwater.losses.token_losses import PolicySettings, PolicyTerms, policy_loss
+from headwater.rollout.engines import Serving
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
@@ -40,6 +41,7 @@ def run(job: StageJob, context: StageContext) -> None:
 class _GRPO:
     def __init__(self, learner: Learner, config: GRPOStage) -> None:
         job = learner.job
+        assert job.model_dir is not None
         self.learner, self.config = learner, config
         self.stream = ProblemStream(job.problems, job.seed, job.stream)
         self.source = RolloutSource(
@@ -47,11 +49,17 @@ class _GRPO:
             learner.model,
             learner.tokenizer,
             config.sampling,
+            serving=Serving(
+                job.model_dir,
+                job.checkpoint_dir,
+                learner.context.closing,
+                lambda: learner.updater.steps_done,
+            ),
             on_fewer_rows=learner.halved_rows,
         )
         self.reference = (
             FrozenModel.load(job.model_dir, learner.device, learner.dtype, learner.vocab_size)
-            if config.kl.coefficient > 0 and job.model_dir is not None
+            if config.kl.coefficient > 0
             else None
         )
 

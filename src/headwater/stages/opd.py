@@ -17,6 +17,7 @@ from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.token_losses import distillation_loss
 from headwater.models.compatibility import check_same_tokenizer
+from headwater.rollout.engines import Serving
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
@@ -47,7 +48,7 @@ def forward_weight(divergence: Divergence) -> float:
 class _OPD:
     def __init__(self, learner: Learner, config: OPDStage) -> None:
         job = learner.job
-        assert job.teacher_dir is not None
+        assert job.model_dir is not None and job.teacher_dir is not None
         self.learner, self.config = learner, config
         self.stream = ProblemStream(job.problems, job.seed, job.stream)
         self.source = RolloutSource(
@@ -55,6 +56,12 @@ class _OPD:
             learner.model,
             learner.tokenizer,
             config.sampling,
+            serving=Serving(
+                job.model_dir,
+                job.checkpoint_dir,
+                learner.context.closing,
+                lambda: learner.updater.steps_done,
+            ),
             on_fewer_rows=learner.halved_rows,
         )
         self.teacher = FrozenModel.load(

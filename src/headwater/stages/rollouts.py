@@ -18,13 +18,8 @@ from headwater.engine.packing import PackedGroup
 from headwater.losses.grpo import token_weights
 from headwater.models.end_tokens import end_token_ids
 from headwater.models.vocabulary import usable_vocabulary
-from headwater.rollout.sampler import (
-    MAX_ROWS,
-    InProcessSampler,
-    OnFewerRows,
-    SampleRequest,
-    SamplerSettings,
-)
+from headwater.rollout.engines import Serving, make_sampler
+from headwater.rollout.sampler import MAX_ROWS, OnFewerRows, SampleRequest, SamplerSettings
 from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
 from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
@@ -75,7 +70,10 @@ class ProblemStream:
 
 
 class RolloutSource:
-    """Rollouts of a model on the stage's problems, seeded by (stage, step, problem, sample)."""
+    """Rollouts of a model on the stage's problems, seeded by (stage, step, problem, sample).
+
+    serving: what servers need to know of the model, where servers sample.
+    """
 
     def __init__(
         self,
@@ -84,6 +82,7 @@ class RolloutSource:
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling | None,
         *,
+        serving: Serving | None = None,
         max_rows: int = MAX_ROWS,
         on_fewer_rows: OnFewerRows | None = None,
     ) -> None:
@@ -98,8 +97,8 @@ class RolloutSource:
             top_p=drawn.top_p,
             top_k=drawn.top_k,
         )
-        self._sampler = InProcessSampler(
-            model, settings, max_rows=max_rows, on_fewer_rows=on_fewer_rows
+        self._sampler = make_sampler(
+            job.compute, model, settings, serving, max_rows=max_rows, on_fewer_rows=on_fewer_rows
         )
         self._prompts: dict[str, tuple[int, ...]] = {}
 

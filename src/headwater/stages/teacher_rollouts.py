@@ -17,6 +17,7 @@ from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
+from headwater.rollout.engines import Serving
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import ROLLOUT_SCHEMA, RolloutBatch, RolloutSource, readable_rows
@@ -43,7 +44,8 @@ def run(job: StageJob, context: StageContext) -> None:
     dtype = resolve_dtype(job.compute, device, hidden_size(job.teacher_dir))
     tokenizer = load_tokenizer(job.teacher_dir)
     teacher = FrozenModel.load(job.teacher_dir, device, dtype, usable_vocabulary(tokenizer))
-    source = RolloutSource(job, teacher.model, tokenizer, config.sampling)
+    serving = Serving(job.teacher_dir, job.checkpoint_dir, context.closing)
+    source = RolloutSource(job, teacher.model, tokenizer, config.sampling, serving=serving)
     metrics = MetricsLog(job.output_dir / "metrics.jsonl")
     rows: list[dict[str, Any]] = []
     batches = range(0, len(job.problems), config.prompts_per_batch)

@@ -79,7 +79,9 @@ def make_sampler(
     return VLLMSampler(servers, policy, settings, dtype, scratch)
 
 
-def make_teacher(compute: Compute, serving: Serving, vocab_size: int, top_k: int) -> VLLMTeacher:
+def make_vllm_teacher(
+    compute: Compute, serving: Serving, vocab_size: int, top_k: int
+) -> VLLMTeacher:
     """A teacher behind the servers of `compute.scoring`, with the weights of `serving.folder`.
 
     top_k: the most tokens that are asked for at one place.

@@ -26,8 +26,9 @@ from headwater.types import FinishReason, Rollout
 _SEED_MASK = (1 << 63) - 1
 #: Tokens of the first prompt that are scored on both sides after each push.
 _CHECKED_TOKENS = 64
-#: Mean difference in nats per token that rounding and other kernels explain, by number format.
-CHECK_TOLERANCE = {"float32": 0.01, "bfloat16": 0.1}
+#: Mean difference in nats per token that rounding and other kernels explain, by number format,
+#: for each nat of the mean (and one more): unlikely tokens differ more.
+CHECK_TOLERANCE = {"float32": 0.002, "bfloat16": 0.05}
 
 
 class Policy(Protocol):
@@ -107,10 +108,11 @@ class VLLMSampler:
             [at[str(token)]["logprob"] for at, token in zip(positions, ids[1:], strict=True)]
         )
         gap = float(np.abs(theirs - ours).mean())
-        if not gap <= CHECK_TOLERANCE[self.dtype]:
+        allowed = CHECK_TOLERANCE[self.dtype] * (1.0 + float(np.abs(ours).mean()))
+        if not gap <= allowed:
             raise StageError(
                 f"the vLLM server's log-probabilities differ by {gap:.3g} nats a token from ours "
-                f"after weights were pushed, expected at most {CHECK_TOLERANCE[self.dtype]:g}; it "
+                f"after weights were pushed, expected at most {allowed:.3g}; it "
                 "computes another model: serve the folder that the stage "
                 "trains, or use compute.rollouts: in_process"
             )

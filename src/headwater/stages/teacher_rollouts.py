@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from headwater.config.stages import FullVocabulary, TeacherRolloutsStage, TopK
+from headwater.config.stages import FullVocabulary, TeacherRolloutsStage
 from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.packing import micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
@@ -19,9 +19,10 @@ from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.engines import Serving
 from headwater.rollout.scoring import FrozenModel
+from headwater.rollout.teachers import Teacher, make_teacher
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import ROLLOUT_SCHEMA, RolloutBatch, RolloutSource, readable_rows
-from headwater.types import Problem
+from headwater.types import FullTargets, Problem, TopKTargets
 
 _SCORING_TOKENS = 16384
 _SCHEMA = ROLLOUT_SCHEMA.append(pa.field("prompt_ids", pa.list_(pa.int32()))).append(
@@ -46,6 +47,11 @@ def run(job: StageJob, context: StageContext) -> None:
     teacher = FrozenModel.load(job.teacher_dir, device, dtype, usable_vocabulary(tokenizer))
     serving = Serving(job.teacher_dir, job.checkpoint_dir, context.closing)
     source = RolloutSource(job, teacher.model, tokenizer, config.sampling, serving=serving)
+    scorer = None
+    if config.targets is not None:
+        scorer = make_teacher(
+            job.compute, serving, teacher.vocab_size, config.targets, local=teacher
+        )
     metrics = MetricsLog(job.output_dir / "metrics.jsonl")
     rows: list[dict[str, Any]] = []
     batches = range(0, len(job.problems), config.prompts_per_batch)
@@ -53,7 +59,7 @@ def run(job: StageJob, context: StageContext) -> None:
         began = time.perf_counter()
         problems = job.problems[start : start + config.prompts_per_batch]
         batch = RolloutBatch(tuple(source.draw(problems, config.rollouts_per_prompt, 0)))
-        scored = _score(job, config, teacher, batch, step)
+        scored = 0 if scorer is None else _score(job, teacher, scorer, batch, step)
         rows += _rows(job, step, batch, source, problems)
         tokens = int(batch.lengths_N.sum())
         seconds = time.perf_counter() - began
@@ -81,14 +87,13 @@ def run(job: StageJob, context: StageContext) -> None:
 
 def _score(
     job: StageJob,
-    config: TeacherRolloutsStage,
     teacher: FrozenModel,
+    scorer: Teacher,
     batch: RolloutBatch,
     step: int,
 ) -> int:
     """Write the teacher's distributions for one batch, rows in order; returns tokens scored."""
-    if config.targets is None:
-        return 0
+    scorer.prepare(batch.rollouts)
     head = teacher.head_VH
     lengths = batch.lengths_N
     offsets = torch.cat((torch.zeros(1, dtype=torch.long), torch.cumsum(lengths, 0)))
@@ -98,13 +103,12 @@ def _score(
     for micro in micro_batches(batch.packed(), _SCORING_TOKENS):
         tokens = pack(micro, dtype=head.dtype, device=head.device)
         place = torch.cat([torch.arange(starts[r], starts[r + 1]) for r in tokens.rows])
-        if isinstance(config.targets, TopK):
-            top = teacher.top_k(tokens, config.targets.k)
-            parts.setdefault("ids_TK", []).append((place, top.ids_TK.int()))
-            parts.setdefault("logprobs_TK", []).append((place, top.logprobs_TK))
-        else:
-            full = teacher.targets(tokens)
-            parts.setdefault("hidden_TH", []).append((place, full.hidden_TH))
+        found = scorer.targets(tokens)
+        if isinstance(found, TopKTargets):
+            parts.setdefault("ids_TK", []).append((place, found.ids_TK.int()))
+            parts.setdefault("logprobs_TK", []).append((place, found.logprobs_TK))
+        elif isinstance(found, FullTargets):
+            parts.setdefault("hidden_TH", []).append((place, found.hidden_TH))
         scored += tokens.tokens
     tensors = {"offsets": offsets}
     for name, pieces in parts.items():

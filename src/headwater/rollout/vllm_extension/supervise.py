@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 #: How often the parent is looked at; a closed standard input is seen at once.
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
 
 

@@ -146,7 +146,7 @@ def test_answers_that_stay_of_other_weights_are_refused(
     settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _misbehave(monkeypatch, stale=1000)
-    with _servers(settings) as servers, pytest.raises(StaleWeights, match="'another'.*given"):
+    with _servers(settings) as servers, pytest.raises(StaleWeights, match=r"'another'.*given"):
         servers.ask(_bodies(4))
 
 

@@ -23,6 +23,7 @@ from headwater.config.stages import (
     _kind_shorthand,
     _tuple,
 )
+from headwater.redaction import is_secret_name
 
 if TYPE_CHECKING:
     from headwater.config.recipe import Recipe
@@ -86,7 +87,8 @@ class VLLM(Settings):
     given.
 
     python: the interpreter of the environment that vLLM is installed in; this one by default.
-    requests_in_flight: asked of each server at once. request_seconds, startup_seconds: how long an
+    key_variable: the environment variable with the key of the servers at `urls`; a server of a
+    stage's own has one that is made for it. requests_in_flight: asked of each server at once. request_seconds, startup_seconds: how long an
     answer and a start may take. max_model_len: tokens of prompt and response together; the
     model's own by default. gpu_memory_utilization: share of a device's memory; on a CPU
     cpu_cache_gib counts instead. extra_args: more of the server's own command line.
@@ -94,6 +96,7 @@ class VLLM(Settings):
 
     kind: Literal["vllm"] = "vllm"
     urls: Annotated[tuple[Url, ...], BeforeValidator(_tuple)] = ()
+    key_variable: str = "VLLM_API_KEY"
     python: str | None = None
     requests_in_flight: Annotated[int, Field(ge=1, le=4096)] = 128
     request_seconds: PositiveFloat = 1800.0
@@ -104,7 +107,12 @@ class VLLM(Settings):
     extra_args: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
 
     @model_validator(mode="after")
-    def _args_are_for_servers_of_ours(self) -> Self:
+    def _is_one_or_the_other(self) -> Self:
+        if not is_secret_name(self.key_variable):
+            raise ValueError(
+                f"key_variable={self.key_variable!r} does not sound secret, so that its value "
+                "would not be kept out of messages; expected a name like TEACHER_API_KEY"
+            )
         if self.urls and self.extra_args:
             raise ValueError(
                 f"extra_args={list(self.extra_args)} with urls: expected servers that are started "

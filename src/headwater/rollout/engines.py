@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ class Serving:
     folder: what the model was loaded from. scratch: the stage's folder for logs and weights under
     way. closing: ends the servers with the stage. version: a number that changes with the weights.
     checks: whether the model's own scores may be asked for, which takes all of a model's ranks.
+    max_logprobs: the most tokens that are asked for at one place.
     """
 
     folder: Path
@@ -52,6 +53,8 @@ class Serving:
     closing: ExitStack
     version: Callable[[], int] = _never_changes
     checks: bool = True
+    max_logprobs: int = 1
+    servers: dict[VLLM, Servers] = field(default_factory=dict)
 
 
 def make_sampler(
@@ -73,53 +76,45 @@ def make_sampler(
     assert serving is not None
     dtype = str(head_weight(model).dtype).removeprefix("torch.")
     scratch = serving.scratch / "vllm-rollouts"
-    servers = _servers(compute, engine, serving.folder, dtype, scratch, settings.vocab_size)
-    serving.closing.callback(servers.close)
+    servers = _servers(compute, engine, serving, dtype, scratch, settings.vocab_size)
     policy = _ModelPolicy(model, settings.vocab_size, serving)
     return VLLMSampler(servers, policy, settings, dtype, scratch)
 
 
-def make_vllm_teacher(
-    compute: Compute, serving: Serving, vocab_size: int, top_k: int
-) -> VLLMTeacher:
-    """A teacher behind the servers of `compute.scoring`, with the weights of `serving.folder`.
-
-    top_k: the most tokens that are asked for at one place.
-    """
+def make_vllm_teacher(compute: Compute, serving: Serving, vocab_size: int) -> VLLMTeacher:
+    """A teacher behind the servers of `compute.scoring`, with the weights of `serving.folder`."""
     engine = compute.scoring
     assert isinstance(engine, VLLM)
     dtype = resolve_dtype(compute, resolve_device(compute), hidden_size(serving.folder))
     name = str(dtype).removeprefix("torch.")
     scratch = serving.scratch / "vllm-scoring"
-    servers = _servers(compute, engine, serving.folder, name, scratch, vocab_size, top_k)
-    serving.closing.callback(servers.close)
+    servers = _servers(compute, engine, serving, name, scratch, vocab_size)
     return VLLMTeacher(servers, serving.folder, vocab_size).load()
 
 
 def _servers(
-    compute: Compute,
-    engine: VLLM,
-    folder: Path,
-    dtype: str,
-    scratch: Path,
-    vocab_size: int,
-    max_logprobs: int = 1,
+    compute: Compute, engine: VLLM, serving: Serving, dtype: str, scratch: Path, vocab_size: int
 ) -> Servers:
+    """The model's servers with this engine: the same for a sampler and a teacher of one model."""
+    if engine in serving.servers:
+        return serving.servers[engine]
     settings = ServerSettings(
-        model=folder,
+        model=serving.folder,
         log=scratch / "server.log",
         dtype=dtype,
         on_cpu=resolve_device(compute).type == "cpu",
         python=engine.python,
         threads=torch.get_num_threads(),
         max_model_len=engine.max_model_len,
-        max_logprobs=max_logprobs,
+        max_logprobs=serving.max_logprobs,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         cpu_cache_gib=engine.cpu_cache_gib,
         startup_seconds=engine.startup_seconds,
         extra_args=engine.extra_args,
     )
-    return Servers(engine, settings, vocab_size)
+    servers = serving.servers[engine] = Servers(engine, settings, vocab_size)
+    serving.closing.callback(servers.close)
+    return servers
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,11 @@ from headwater.rollout.vllm_scoring import VLLMTeacher
 from headwater.types import Rollout, SampledTargets, TeacherTargets, TopKTargets
 
 
+def most_logprobs(wanted: Targets | None) -> int:
+    """How many tokens these targets ask for at one place."""
+    return wanted.k if isinstance(wanted, TopK) else 1
+
+
 class Teacher(Protocol):
     """What a teacher thinks of the tokens of rollouts."""
 
@@ -63,8 +68,7 @@ def make_teacher(
             f"teacher_temperature={temperature:g} with compute.scoring: vllm, which scores at "
             "temperature 1 only; set teacher_temperature: 1.0, or compute.scoring: in_process"
         )
-    most = wanted.k if isinstance(wanted, TopK) else 1
-    served = make_vllm_teacher(compute, serving, vocab_size, most)
+    served = make_vllm_teacher(compute, serving, vocab_size)
     return ServedTeacher(served, wanted, parameter_count(read_config(serving.folder)))
 
 

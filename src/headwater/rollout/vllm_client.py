@@ -146,8 +146,8 @@ class VLLMClient:
         said = answer.text[:500]
         if answer.status_code == 401:
             raise StageError(
-                f"{self.url} refuses our key; set the environment variable VLLM_API_KEY to the "
-                "one that the server was started with"
+                f"{self.url} refuses our key; set the environment variable VLLM_API_KEY (or the "
+                "one that key_variable names) to what the server was started with"
             )
         if answer.status_code == 404:
             raise StageError(

@@ -159,7 +159,7 @@ class Servers:
             "request_seconds": engine.request_seconds,
         }
         if engine.urls:
-            key = os.environ.get("VLLM_API_KEY", "")
+            key = os.environ.get(engine.key_variable, "")
             found = [VLLMClient(url, key, **limits) for url in engine.urls]  # type: ignore[arg-type]
         else:
             self._process = process = ServerProcess(self._settings)

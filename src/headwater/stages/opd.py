@@ -18,7 +18,7 @@ from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.token_losses import distillation_loss
 from headwater.models.compatibility import check_same_tokenizer
 from headwater.rollout.engines import Serving
-from headwater.rollout.teachers import make_teacher
+from headwater.rollout.teachers import make_teacher, most_logprobs
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
@@ -66,7 +66,12 @@ class _OPD:
         )
         self.teacher = make_teacher(
             job.compute,
-            Serving(job.teacher_dir, job.checkpoint_dir, learner.context.closing),
+            Serving(
+                job.teacher_dir,
+                job.checkpoint_dir,
+                learner.context.closing,
+                max_logprobs=most_logprobs(config.targets),
+            ),
             learner.vocab_size,
             config.targets,
             config.teacher_temperature,

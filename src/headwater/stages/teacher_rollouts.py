@@ -19,7 +19,7 @@ from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.engines import Serving
 from headwater.rollout.scoring import FrozenModel
-from headwater.rollout.teachers import Teacher, make_teacher
+from headwater.rollout.teachers import Teacher, make_teacher, most_logprobs
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import ROLLOUT_SCHEMA, RolloutBatch, RolloutSource, readable_rows
 from headwater.types import FullTargets, Problem, TopKTargets
@@ -45,7 +45,12 @@ def run(job: StageJob, context: StageContext) -> None:
     dtype = resolve_dtype(job.compute, device, hidden_size(job.teacher_dir))
     tokenizer = load_tokenizer(job.teacher_dir)
     teacher = FrozenModel.load(job.teacher_dir, device, dtype, usable_vocabulary(tokenizer))
-    serving = Serving(job.teacher_dir, job.checkpoint_dir, context.closing)
+    serving = Serving(
+        job.teacher_dir,
+        job.checkpoint_dir,
+        context.closing,
+        max_logprobs=most_logprobs(config.targets),
+    )
     source = RolloutSource(job, teacher.model, tokenizer, config.sampling, serving=serving)
     scorer = None
     if config.targets is not None:

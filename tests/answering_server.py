@@ -47,7 +47,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/headwater/weights":
             STATE["version"] = body["version"]
             STATE["loads"] += 1
-            return self.answer(200, {"version": body["version"]})
+            self.answer(200, {"version": body["version"]})
+            return
         with LOCK:
             STATE["asked"] += 1
             STATE["at_once"] += 1

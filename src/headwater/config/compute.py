@@ -88,10 +88,11 @@ class VLLM(Settings):
 
     python: the interpreter of the environment that vLLM is installed in; this one by default.
     key_variable: the environment variable with the key of the servers at `urls`; a server of a
-    stage's own has one that is made for it. requests_in_flight: asked of each server at once. request_seconds, startup_seconds: how long an
-    answer and a start may take. max_model_len: tokens of prompt and response together; the
-    model's own by default. gpu_memory_utilization: share of a device's memory; on a CPU
-    cpu_cache_gib counts instead. extra_args: more of the server's own command line.
+    stage's own has one that is made for it. requests_in_flight: asked of each server at once.
+    request_seconds, startup_seconds: how long an answer and a start may take. max_model_len:
+    tokens of prompt and response together; the model's own by default. gpu_memory_utilization:
+    share of a device's memory; on a CPU cpu_cache_gib counts instead. extra_args: more of the
+    server's own command line.
     """
 
     kind: Literal["vllm"] = "vllm"

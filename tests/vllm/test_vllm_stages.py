@@ -52,16 +52,19 @@ def _grpo(folder: Path, student: Path, rollouts: Any, config: GRPOStage = GRPO) 
 def test_grpo_learns_from_servers_as_it_does_from_its_own_process(
     tmp_path: Path, student: Path, student_engine: VLLM
 ) -> None:
-    config = GRPOStage(steps=6, prompts_per_step=10, group_size=8, lr=3e-3)
+    config = GRPOStage(steps=14, prompts_per_step=10, group_size=8, lr=1e-3)
     theirs = _grpo(tmp_path / "vllm", student, student_engine, config).start()
     ours = _grpo(tmp_path / "ours", student, InProcess(), config).start()
+    learned = []
     for run in (theirs, ours):
-        assert max(row["sampler_gap"] for row in run.metrics()) < 1e-4
+        rows = run.metrics()
+        assert max(row["sampler_gap"] for row in rows) < 1e-4  # weights of another step: over 0.01
+        rewards = [row["reward"] for row in rows]
+        learned.append(np.mean(rewards[7:]) - np.mean(rewards[:2]))
+    assert min(learned) > 0.03 and abs(learned[0] - learned[1]) < 0.12
     for name in ("reward", "response_tokens", "entropy"):  # other samples, of the same policy
         first, other = (run.metrics()[0][name] for run in (theirs, ours))
         assert abs(first - other) < 0.25 * max(1.0, abs(other)), name
-    last, other = (run.metrics()[-1]["reward"] for run in (theirs, ours))
-    assert last > theirs.metrics()[0]["reward"] and abs(last - other) < 0.35
     assert theirs.spent()["labels"] == ours.spent()["labels"]
     left = sorted(path.name for path in theirs.job.output_dir.iterdir())
     assert left == sorted(path.name for path in ours.job.output_dir.iterdir())

@@ -9,6 +9,7 @@ listens), `slow` (seconds an answer takes), `info` (changes to what it says it i
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -103,6 +104,8 @@ if __name__ == "__main__":
         time.sleep(60)
     if MISBEHAVES.get("refuses"):
         sys.exit("No module named vllm")
+    ENGINE = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    subprocess.Popen(ENGINE)  # vLLM's engine is a process of its server's too
     PORT = int(sys.argv[sys.argv.index("--port") + 1])
     ThreadingHTTPServer.request_queue_size = 128
     ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()

@@ -119,6 +119,9 @@ def test_a_server_that_dies_is_started_again_with_its_weights(
         first = servers.pid
         assert _ids(servers.ask(_bodies(24))) == EXPECTED
         assert servers.restarts == 1 and servers.pid != first and len(pushes) == 2
+        assert servers._process is not None
+        state = httpx2.get(f"{servers._process.url}/state").json()
+        assert state["asked"] < 24  # with its weights at once, and not what was answered before
         assert (tmp_path / "died").exists()
 
 
@@ -224,7 +227,7 @@ def test_ending_a_server_ends_all_it_started(settings: ServerSettings) -> None:
     process = ServerProcess(settings)
     (leader,) = started_since(before)
     everything = [leader, *descendants(leader)]
-    assert leader == process.pid and len(everything) == 2
+    assert leader == process.pid and len(everything) == 3
     process.stop()
     assert all_end(everything) and not process.is_alive()
 
@@ -248,10 +251,10 @@ def test_nothing_is_left_when_one_is_killed(settings: ServerSettings, killed: st
         text=True,
     )
     assert owner.stdout is not None and owner.stdout.readline() == "started\n"
-    supervisor, server = descendants(owner.pid)
+    supervisor, server, engine = descendants(owner.pid)
     victim = {"us": owner.pid, "the supervisor": supervisor, "the server": server}[killed]
     os.kill(victim, signal.SIGKILL)
-    assert all_end([supervisor, server], within_seconds=10)
+    assert all_end([supervisor, server, engine], within_seconds=10)
     owner.kill()
     owner.communicate()
 

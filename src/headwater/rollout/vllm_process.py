@@ -2,7 +2,8 @@
 
 vLLM lives in an environment of its own, so it is a program here, never an import. The server
 listens on this machine only, asks for a key that is made at random for it, and ends with this
-process however that ends (`vllm_extension/supervise.py`).
+process however that ends (`vllm_extension/supervise.py`), and we end what is left of it when only
+its leader is killed. That both are killed at one instant is left to vLLM's own watch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -74,6 +76,8 @@ class ServerProcess:
         for attempt in range(1, _STARTS + 1):
             self._port = _free_port()
             self._process = self._launch()
+            leader = self._process.pid
+            threading.Thread(target=_end_group_with, args=(leader,), daemon=True).start()
             try:
                 if self._answers(started):
                     break
@@ -220,6 +224,14 @@ def server_environment(
             "VLLM_WORKER_MULTIPROC_METHOD": "fork",  # three times less to import
         }
     return kept
+
+
+def _end_group_with(leader: int) -> None:
+    """Wait for a group's leader, and end the rest of the group: somebody else killed it."""
+    with suppress(ChildProcessError):  # waited for already
+        os.waitid(os.P_PID, leader, os.WEXITED | os.WNOWAIT)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _free_port() -> int:

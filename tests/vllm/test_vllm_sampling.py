@@ -50,7 +50,11 @@ class Served:
 
     def sampler(self, **settings: Any) -> VLLMSampler:
         values = {"temperature": 1.0, "max_new_tokens": 12, "end_ids": (END,), "vocab_size": VOCAB}
-        engine = VLLM(urls=(self.server.url,), requests_in_flight=settings.pop("in_flight", 32))
+        engine = VLLM(
+            urls=(self.server.url,),
+            requests_in_flight=settings.pop("in_flight", 32),
+            sleeps=settings.pop("sleeps", False),
+        )
         compute = Compute(device="cpu", precision="float32", rollouts=engine)
         serving = Serving(self.folder, self.scratch, self.closing, lambda: self.version)
         made = make_sampler(compute, self.model, SamplerSettings(**(values | settings)), serving)
@@ -229,6 +233,22 @@ def test_weights_that_cannot_be_read_leave_a_server_nobody_believes(
         headers={"Authorization": f"Bearer {served.server.key}"},
     )
     assert answer.json()["version"] == "loading"
+
+
+def test_a_server_that_sleeps_between_rollouts_gives_the_same(served: Served) -> None:
+    requests = _requests(2)
+    expected = [r.response_ids for r in _flat(served.sampler().sample(requests))]
+    sampler = served.sampler(sleeps=True)
+    assert [r.response_ids for r in _flat(sampler.sample(requests))] == expected
+    key = {"Authorization": f"Bearer {served.server.key}"}
+    body = {"token_ids": [5, 6], "sampling_params": {"max_tokens": 1}}
+    with pytest.raises(httpx2.ReadTimeout):  # nobody is heard while it sleeps
+        httpx2.post(
+            f"{served.server.url}/inference/v1/generate", json=body, headers=key, timeout=1.0
+        )
+    served.version += 1
+    assert [r.response_ids for r in _flat(sampler.sample(requests))] == expected
+    sampler.servers._wake()
 
 
 def test_nobody_without_the_key_is_heard(served: Served) -> None:

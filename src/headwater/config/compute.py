@@ -91,8 +91,9 @@ class VLLM(Settings):
     stage's own has one that is made for it. requests_in_flight: asked of each server at once.
     request_seconds, startup_seconds: how long an answer and a start may take. max_model_len:
     tokens of prompt and response together; the model's own by default. gpu_memory_utilization:
-    share of a device's memory; on a CPU cpu_cache_gib counts instead. extra_args: more of the
-    server's own command line.
+    share of a device's memory; on a CPU cpu_cache_gib counts instead. sleeps: between rollouts
+    its weights and cache leave the device's memory, for a trainer on the same device. extra_args:
+    more of the server's own command line.
     """
 
     kind: Literal["vllm"] = "vllm"
@@ -105,6 +106,7 @@ class VLLM(Settings):
     max_model_len: PositiveInt | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     cpu_cache_gib: PositiveInt = 1
+    sleeps: bool = False
     extra_args: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
 
     @model_validator(mode="after")

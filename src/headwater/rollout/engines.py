@@ -109,6 +109,7 @@ def _servers(
         max_logprobs=serving.max_logprobs,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         cpu_cache_gib=engine.cpu_cache_gib,
+        sleeps=engine.sleeps,
         startup_seconds=engine.startup_seconds,
         extra_args=engine.extra_args,
     )

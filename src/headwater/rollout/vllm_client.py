@@ -93,6 +93,14 @@ class VLLMClient:
         body = {"folder": folder, "version": version, "vocab_size": vocab_size}
         self._ask("POST", "/headwater/weights", body)
 
+    def sleep(self) -> None:
+        """Let it move its weights to the host's memory and forget its cache; it answers nothing."""
+        self._ask("POST", "/headwater/sleep", {})
+
+    def wake(self) -> None:
+        """Let it take its weights back, those that were loaded last."""
+        self._ask("POST", "/headwater/wake", {})
+
     def generate(
         self, bodies: Sequence[Json], answers: list[Json | None], places: Sequence[int]
     ) -> None:

@@ -57,6 +57,7 @@ class ServerSettings:
     max_logprobs: int = 64
     gpu_memory_utilization: float = 0.5
     cpu_cache_gib: int = 1
+    sleeps: bool = False
     startup_seconds: float = 600.0
     extra_args: tuple[str, ...] = ()
 
@@ -196,6 +197,8 @@ def server_arguments(settings: ServerSettings, port: int) -> list[str]:
     flags = ["--skip-tokenizer-init", "--enable-scale-out", "--disable-log-stats"]
     if settings.on_cpu:  # prompts in pieces and seeds of their own end the engine there
         flags += ["--no-enable-chunked-prefill", "--enforce-eager"]
+    elif settings.sleeps:
+        flags.append("--enable-sleep-mode")
     pairs = [text for name, value in named.items() for text in (name, str(value))]
     return [*pairs, *flags, *settings.extra_args]
 

@@ -80,6 +80,7 @@ class VLLMSampler:
         self._check_lengths(requests)
         bodies = [self._body(r.prompt_ids, key) for r in requests for key in r.keys]
         answers = iter(self.servers.ask(bodies))
+        self.servers.rest()
         return [
             tuple(self._rollout(r.prompt_ids, next(answers), version) for _ in r.keys)
             for r in requests

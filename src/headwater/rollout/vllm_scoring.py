@@ -76,7 +76,9 @@ class VLLMTeacher:
             {"token_ids": [*prompt, *response], "sampling_params": params}
             for prompt, response in pairs
         ]
-        return [answer["prompt_logprobs"] for answer in self.servers.ask(bodies)]
+        answers = self.servers.ask(bodies)
+        self.servers.rest()
+        return [answer["prompt_logprobs"] for answer in answers]
 
 
 def _likeliest(at: Mapping[str, Mapping[str, Any]], k: int) -> list[tuple[int, float]]:

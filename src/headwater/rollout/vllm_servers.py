@@ -42,6 +42,7 @@ class Servers:
         self._loaded: tuple[Path, int] | None = None
         self._stream = secrets.token_hex(8)  # two stages' versions of one number are not one
         self._after_load: Callable[[], None] | None = None
+        self._asleep = False
         self.restarts = 0
         self.startup_seconds = 0.0
 
@@ -65,6 +66,7 @@ class Servers:
         after_load: called when they are there, now and after every later restart; the folder has
         to stay as it is until the next call.
         """
+        self._wake()
         self._loaded, self._after_load = (folder, version), after_load
         self._with_restarts(self._push)
 
@@ -74,6 +76,7 @@ class Servers:
         Raises StaleWeights where they come from others, also once they were loaded again, and
         StageError where a server is gone and cannot be started again.
         """
+        self._wake()
         answers: list[Json | None] = [None] * len(bodies)
         self._with_restarts(lambda: self._fill(bodies, answers))
         if _drop_others(answers, self._label):
@@ -86,6 +89,17 @@ class Servers:
                     "let each run have servers of its own, or remove compute.rollouts.urls"
                 )
         return [answer for answer in answers if answer is not None]
+
+    def rest(self) -> None:
+        """Until it is asked again, leave the device's memory to others, where servers `sleep`."""
+        if self._engine.sleeps and not self._asleep:
+            self._with_restarts(lambda: self._everywhere(lambda client, _: client.sleep()))
+            self._asleep = True
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False  # a server that is started again is awake
+            self._with_restarts(lambda: self._everywhere(lambda client, _: client.wake()))
 
     def close(self) -> None:
         """End our own server and all connections."""

@@ -10,15 +10,16 @@ or its dependencies is imported here, and nothing of vLLM either. Start a server
 
     GET  /headwater/info     what the server is: dtype, limits, how it counts log-probabilities
     POST /headwater/weights  {"folder", "version", "vocab_size"}: load, then answer as `version`
-    POST /headwater/sleep    {"level"}: weights to the host's memory (1) or dropped (2)
+    POST /headwater/sleep    weights to the host's memory, keys and values forgotten
     POST /headwater/wake     back again
 
 Every answer of /inference/v1/generate carries the version of the weights of each of its tokens,
 which the engine itself attaches between its steps. While weights are being loaded the engine is
 paused and its version is LOADING, so that a failed load leaves a server that nobody believes.
 
-Weights travel as a folder of safetensors that the server can read. Sleeping frees memory on
-devices only; it has been called on a CPU, where vLLM does nothing, and never run on a GPU.
+Weights travel as a folder of safetensors that the server can read. vLLM's own transfers between
+devices (nccl, ipc) are not used. Sleeping frees memory on devices only: on a CPU, where it is
+tested, vLLM stops and goes on, and keeps its memory. None of this has been run on a GPU.
 """
 
 from __future__ import annotations
@@ -179,8 +180,8 @@ async def _load(engine: Any, body: Any) -> dict[str, Any]:
     return {"version": version, "head_gap": max(one["head_gap"] for one in reports)}
 
 
-async def _sleep(engine: Any, body: Any) -> dict[str, Any]:
-    await engine.sleep(int(body.get("level", 1)))
+async def _sleep(engine: Any, _body: Any) -> dict[str, Any]:
+    await engine.sleep(1)
     return {"sleeping": True}
 
 

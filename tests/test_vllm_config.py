@@ -21,7 +21,7 @@ def test_servers_of_a_stages_own_and_given_ones_read() -> None:
     recipe = validate_recipe(_asking(rollouts="vllm", scoring={"kind": "vllm", "python": "p"}))
     assert recipe.compute.rollouts == VLLM() and recipe.compute.scoring == VLLM(python="p")
     given = {"kind": "vllm", "urls": ["http://a:8000/", "https://b/x"], "requests_in_flight": 7}
-    engine = validate_recipe(_asking(rollouts=given)).compute.rollouts
+    engine = validate_recipe(_asking(rollouts=given, processes=1)).compute.rollouts
     assert isinstance(engine, VLLM)
     assert engine.urls == ("http://a:8000", "https://b/x") and engine.requests_in_flight == 7
 
@@ -88,6 +88,19 @@ def test_temperatures_that_a_server_would_change_are_refused(
 def test_greedy_evaluations_are_servers_work_too() -> None:
     greedy = {"attempts": 1, "sampling": {"temperature": 0.0}}
     validate_recipe(plain(compute={"rollouts": "vllm"}, evaluation=greedy))
+
+
+def test_a_server_is_not_shared_by_stages_or_models() -> None:
+    one = {"kind": "vllm", "urls": ["http://h"]}
+    for processes in ({}, {"processes": 2}):
+        text = "\n".join(refusal(_asking(rollouts=one, **processes)))
+        assert f"compute.processes={processes.get('processes', 'auto')} with urls" in text
+        assert "compute.processes: 1" in text
+    both = "\n".join(refusal(_asking(rollouts=one, scoring=one, processes=1)))
+    assert "http://h is in the urls of compute.rollouts and compute.scoring" in both
+    other = {"kind": "vllm", "urls": ["http://other"]}
+    validate_recipe(_asking(rollouts=one, scoring=other, processes=1))
+    validate_recipe(_asking(rollouts="vllm", scoring="vllm", processes=2))
 
 
 def test_who_samples_shows_in_the_fingerprints_of_stages_that_sample() -> None:

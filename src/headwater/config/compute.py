@@ -173,7 +173,30 @@ class Compute(Settings):
 
 def engine_problems(recipe: Recipe) -> list[str]:
     """What of a recipe the engines that it names cannot do, a line each."""
-    return [*_temperature_problems(recipe), *_scoring_problems(recipe)]
+    compute = recipe.compute
+    return [*_sharing_problems(compute), *_temperature_problems(recipe), *_scoring_problems(recipe)]
+
+
+def _sharing_problems(compute: Compute) -> list[str]:
+    """A server has one model's weights at a time, so one stage asks it, for one model."""
+    rollouts, scoring = (
+        set(engine.urls) if isinstance(engine, VLLM) else set()
+        for engine in (compute.rollouts, compute.scoring)
+    )
+    found = []
+    if (rollouts or scoring) and compute.processes != 1:
+        found.append(
+            f"compute.processes={compute.processes or 'auto'} with urls of vLLM servers: stages "
+            "that run at once would push their weights to the same servers; set "
+            "compute.processes: 1, or remove urls"
+        )
+    if both := sorted(rollouts & scoring):
+        found.append(
+            f"{both[0]} is in the urls of compute.rollouts and compute.scoring: expected servers "
+            "of their own, because student and teacher are two models; name another, or remove "
+            "urls from one of the two"
+        )
+    return found
 
 
 def _temperature_problems(recipe: Recipe) -> list[str]:

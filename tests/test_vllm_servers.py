@@ -162,6 +162,12 @@ def test_a_server_that_cannot_start_is_quoted(
     assert "compute.rollouts" in str(error.value)
 
 
+def test_an_interpreter_that_is_not_there_is_said(settings: ServerSettings) -> None:
+    with pytest.raises(StageError, match=r"/nowhere/python.*") as error:
+        ServerProcess(replace(settings, python="/nowhere/python"))
+    assert "No such file" in str(error.value) and "python: .venv-vllm" in str(error.value)
+
+
 def test_a_server_that_never_answers_is_ended(
     settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,15 +58,15 @@ def save_model(
         weights.chmod((out_dir / "config.json").stat().st_mode)
 
 
-def save_weights(model: PreTrainedModel, path: Path) -> None:
-    """Write a model's weights alone, as they are, to the safetensors file `path`, by one rename.
+def save_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a model's state dict alone, as it is, to the safetensors file `path`, by one rename.
 
     For a server that has the model already and takes new weights; tied ones are written once,
     under the name that comes first. Nothing is flushed: the file is worth no more than a moment.
     """
     kept: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
         if place not in seen:
             seen.add(place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,8 @@ class Serving:
 
     folder: what the model was loaded from. scratch: the stage's folder for logs and weights under
     way. closing: ends the servers with the stage. version: a number that changes with the weights.
-    checks: whether the model's own scores may be asked for, which takes all of a model's ranks.
+    state: its whole state dict, where the model of this process has only a part of it. checks:
+    whether the model's own scores may be asked for, which takes all of a model's ranks.
     max_logprobs: the most tokens that are asked for at one place.
     """
 
@@ -52,6 +53,7 @@ class Serving:
     scratch: Path
     closing: ExitStack
     version: Callable[[], int] = _never_changes
+    state: Callable[[], Mapping[str, torch.Tensor]] | None = None
     checks: bool = True
     max_logprobs: int = 1
     servers: dict[VLLM, Servers] = field(default_factory=dict)
@@ -130,7 +132,8 @@ class _ModelPolicy:
         return self.serving.version()
 
     def write(self, folder: Path) -> Path:
-        save_weights(self.model, folder / "weights" / "model.safetensors")
+        state = self.serving.state or self.model.state_dict
+        save_weights(state(), folder / "weights" / "model.safetensors")
         return folder / "weights"
 
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> np.ndarray | None:

@@ -7,11 +7,12 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check audit torture bench bench-verify smollm2 clean
+.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (three to four minutes, after installing)"
 	@echo "make test         the tests"
+	@echo "make test-vllm    tests with real vLLM servers, in an environment of their own (3 GB; VLLM_PYTHON=... names one)"
 	@echo "make check        lint, types, audit, then the tests"
 	@echo "make audit        known vulnerabilities of what is installed (asks the network, if there is one)"
 	@echo "make torture      random faults against small real runs, ten minutes (TORTURE='--seconds 60')"
@@ -40,6 +41,23 @@ $(EXTRAS): $(STAMP)
 
 test: $(EXTRAS)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# vLLM has an environment of its own, made once, unless VLLM_PYTHON names the interpreter of one.
+ifdef VLLM_PYTHON
+VLLM_READY :=
+else
+VLLM_PYTHON := $(CURDIR)/.venv-vllm/bin/python
+VLLM_READY := .venv-vllm/.installed
+endif
+
+.venv-vllm/.installed: constraints-vllm.txt .ci/install_vllm.py
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo "installing vLLM into .venv-vllm (some minutes, once)"
+	@.venv-vllm/bin/python .ci/install_vllm.py
+	@touch $@
+
+test-vllm: $(STAMP) $(VLLM_READY)
+	VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/vllm
 
 check: $(EXTRAS)
 	$(BIN)/ruff check

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from headwater.errors import InputError
 from headwater.models.loading import load_model, load_tokenizer
-from headwater.models.saving import rebuild, save_model
+from headwater.models.saving import rebuild, save_model, save_weights
 from headwater.models.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -35,6 +35,17 @@ def test_tied_embedding_is_written_once_and_tied_when_loaded(folder: Path) -> No
     model = load_model(folder, dtype=torch.float32)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not model.training
+
+
+def test_weights_alone_are_written_once_over_what_was_there(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "weights" / "model.safetensors"
+    for seed in (1, 2):
+        state = tiny_model("tiny:student", seed=seed).state_dict()
+        save_weights(state, path)
+    found = load_file(path)
+    assert found.keys() == load_file(folder / "model.safetensors").keys()  # tied weights once
+    assert all(torch.equal(found[name], state[name]) for name in found)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_untied_heads_are_kept_apart(tmp_path: Path) -> None:

@@ -263,7 +263,8 @@ def _evaluate(
             report_progress=tell,
             stop_requested=lambda: False,
         )
-        attempts.run(job, context)
+        with context.closing:
+            attempts.run(job, context)
     shutil.rmtree(job.checkpoint_dir)
 
 

@@ -2,12 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from headwater.config.base import Settings
-from headwater.config.stages import _kind_shorthand, _tuple
+from headwater.config.evaluation import EvaluationSampling
+from headwater.config.stages import (
+    OPDStage,
+    Sampling,
+    WarmupStage,
+    _kind_shorthand,
+    _tuple,
+)
+from headwater.redaction import is_secret_name
+
+if TYPE_CHECKING:
+    from headwater.config.recipe import Recipe
+
+#: A server's arguments that what headwater believes of its answers rests on.
+_OURS = frozenset(
+    {
+        "--model",
+        "--host",
+        "--port",
+        "--uds",
+        "--dtype",
+        "--logprobs-mode",
+        "--max-logprobs",
+        "--generation-config",
+        "--worker-extension-cls",
+        "--middleware",
+        "--api-key",
+        "--tokens-only",
+    }
+)
+#: Kinds of stages that draw responses, and those that a teacher scores some for.
+_SAMPLES = frozenset({"grpo", "opd", "teacher_rollouts", "evaluate", "probe"})
+_SCORES = frozenset({"opd", "teacher_rollouts"})
+#: vLLM refuses a higher temperature, and silently raises a lower one above 0.
+VLLM_TEMPERATURES = (0.01, 2.0)
+
+
+def _http_address(url: str) -> str:
+    """An address without a secret in it. Raises ValueError for any other."""
+    try:
+        parts = urlsplit(url)
+        secret = bool(parts.username or parts.password or parts.query)
+        plain = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        secret, plain = False, False
+    if secret:
+        raise ValueError(
+            "a server's address with a user, password or query in it, which would be written into "
+            "the run; expected http://HOST:PORT, with the key in the environment variable "
+            "VLLM_API_KEY"
+        )
+    if not plain:
+        raise ValueError(
+            f"{url!r} is not a server's address; expected http://HOST:PORT or https://HOST:PORT"
+        )
+    return url.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_http_address)]
 
 
 class InProcess(Settings):
@@ -21,11 +87,48 @@ class VLLM(Settings):
     given.
 
     python: the interpreter of the environment that vLLM is installed in; this one by default.
+    key_variable: the environment variable with the key of the servers at `urls`; a server of a
+    stage's own has one that is made for it. requests_in_flight: asked of each server at once.
+    request_seconds, startup_seconds: how long an answer and a start may take. max_model_len:
+    tokens of prompt and response together; the model's own by default. gpu_memory_utilization:
+    share of a device's memory; on a CPU cpu_cache_gib counts instead. sleeps: between rollouts
+    its weights and cache leave the device's memory, for a trainer on the same device. extra_args:
+    more of the server's own command line.
     """
 
     kind: Literal["vllm"] = "vllm"
-    urls: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    urls: Annotated[tuple[Url, ...], BeforeValidator(_tuple)] = ()
+    key_variable: str = "VLLM_API_KEY"
     python: str | None = None
+    requests_in_flight: Annotated[int, Field(ge=1, le=4096)] = 128
+    request_seconds: PositiveFloat = 1800.0
+    startup_seconds: PositiveFloat = 600.0
+    max_model_len: PositiveInt | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    cpu_cache_gib: PositiveInt = 1
+    sleeps: bool = False
+    extra_args: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+
+    @model_validator(mode="after")
+    def _is_one_or_the_other(self) -> Self:
+        if not is_secret_name(self.key_variable):
+            raise ValueError(
+                f"key_variable={self.key_variable!r} does not sound secret, so that its value "
+                "would not be kept out of messages; expected a name like TEACHER_API_KEY"
+            )
+        if self.urls and self.extra_args:
+            raise ValueError(
+                f"extra_args={list(self.extra_args)} with urls: expected servers that are started "
+                "here; give the arguments to the servers themselves, or remove urls"
+            )
+        names = {argument.split("=")[0] for argument in self.extra_args}
+        ours = sorted(names & _OURS)
+        if ours:
+            raise ValueError(
+                f"extra_args={ours}: these are set for every server, because answers rest on "
+                "them; remove them"
+            )
+        return self
 
 
 Engine = Annotated[InProcess | VLLM, Field(discriminator="kind"), BeforeValidator(_kind_shorthand)]
@@ -54,3 +157,97 @@ class Compute(Settings):
     cpu_offload: bool = False
     rollouts: Engine = InProcess()
     scoring: Engine = InProcess()
+
+    def identity(self, kind: str) -> list[str]:
+        """What of it shows in the numbers of a stage of this kind, for the stage's fingerprint.
+
+        Where a stage runs does not; how numbers are rounded does, and which random numbers draw
+        its samples: a server's are not ours.
+        """
+        found: list[str] = [self.device, self.precision]
+        if self.rollouts.kind != "in_process" and kind in _SAMPLES:
+            found.append(f"rollouts={self.rollouts.kind}")
+        if self.scoring.kind != "in_process" and kind in _SCORES:
+            found.append(f"scoring={self.scoring.kind}")
+        return found
+
+
+def engine_problems(recipe: Recipe) -> list[str]:
+    """What of a recipe the engines that it names cannot do, a line each."""
+    compute = recipe.compute
+    return [*_sharing_problems(compute), *_temperature_problems(recipe), *_scoring_problems(recipe)]
+
+
+def _sharing_problems(compute: Compute) -> list[str]:
+    """A server has one model's weights at a time, so one stage asks it, for one model."""
+    rollouts, scoring = (
+        set(engine.urls) if isinstance(engine, VLLM) else set()
+        for engine in (compute.rollouts, compute.scoring)
+    )
+    found = []
+    if (rollouts or scoring) and compute.processes != 1:
+        found.append(
+            f"compute.processes={compute.processes or 'auto'} with urls of vLLM servers: stages "
+            "that run at once would push their weights to the same servers; set "
+            "compute.processes: 1, or remove urls"
+        )
+    if both := sorted(rollouts & scoring):
+        found.append(
+            f"{both[0]} is in the urls of compute.rollouts and compute.scoring: expected servers "
+            "of their own, because student and teacher are two models; name another, or remove "
+            "urls from one of the two"
+        )
+    return found
+
+
+def _temperature_problems(recipe: Recipe) -> list[str]:
+    if recipe.compute.rollouts.kind != "vllm":
+        return []
+    low, high = VLLM_TEMPERATURES
+    asked: dict[str, Sampling | None] = {
+        "sampling": recipe.sampling,
+        "evaluation.sampling": recipe.evaluation.sampling,
+        "diagnostics.sampling": recipe.diagnostics.sampling,
+    }
+    for where, stage in _stages(recipe):
+        asked[f"{where}.sampling"] = getattr(stage, "sampling", None)
+    return [
+        f"{where}.temperature={sampling.temperature:g} with compute.rollouts: vllm, whose "
+        f"temperatures are from {low:g} to {high:g}; choose one of these, or compute.rollouts: "
+        "in_process"
+        for where, sampling in asked.items()
+        if sampling is not None
+        and not low <= sampling.temperature <= high
+        and not (isinstance(sampling, EvaluationSampling) and sampling.temperature == 0.0)
+    ]
+
+
+def _scoring_problems(recipe: Recipe) -> list[str]:
+    if recipe.compute.scoring.kind != "vllm":
+        return []
+    found = []
+    for where, stage in _stages(recipe):
+        if not isinstance(stage, OPDStage | WarmupStage):
+            continue
+        if stage.targets.kind == "full":
+            found.append(
+                f"{where}.targets: full with compute.scoring: vllm, which gives no whole "
+                "distribution; set targets: {kind: top_k, k: 64}, or compute.scoring: in_process"
+            )
+        elif stage.teacher_temperature != 1.0:
+            found.append(
+                f"{where}.teacher_temperature={stage.teacher_temperature:g} with compute.scoring: "
+                "vllm, which scores prompts at temperature 1 only; set teacher_temperature: 1.0, "
+                "or compute.scoring: in_process"
+            )
+    return found
+
+
+def _stages(recipe: Recipe) -> list[tuple[str, object]]:
+    """Every stage of an arm with its settings, by where the recipe has it."""
+    found: list[tuple[str, object]] = []
+    for name, arm in recipe.arms.items():
+        for role, chain in (("teacher", arm.teacher), ("student", arm.student)):
+            for index, item in enumerate(chain or ()):
+                found.append((f"arms.{name}.{role}[{index}].{item.kind}", recipe.stage(item)))
+    return found

@@ -18,7 +18,7 @@ from pydantic import (
 from headwater.config.arms import Arm, Chain, ChainItem, Name
 from headwater.config.base import Settings
 from headwater.config.claims import Contrast, Hypothesis, MapSpec
-from headwater.config.compute import Compute
+from headwater.config.compute import Compute, engine_problems
 from headwater.config.evaluation import Evaluation
 from headwater.config.explain import explain
 from headwater.config.guards import Guards
@@ -225,6 +225,8 @@ class Recipe(Settings):
         ]
         if problems:
             raise ValueError("; ".join(problems))
+        if wrong := engine_problems(self):
+            raise ValueError("; ".join(wrong))
         return self
 
 

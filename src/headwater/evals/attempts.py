@@ -17,6 +17,7 @@ from headwater.evals.batches import FinishedBatches, Progress, write_table
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
+from headwater.rollout.engines import Serving
 from headwater.rollout.sampler import MAX_ROWS
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
@@ -70,7 +71,13 @@ def run(job: StageJob, context: StageContext) -> None:
     model = FrozenModel.load(job.model_dir, device, dtype, usable_vocabulary(tokenizer))
     max_rows = job.options.get("max_rows", MAX_ROWS)
     source = RolloutSource(
-        job, model.model, tokenizer, config.sampling, max_rows=max_rows, world=world
+        job,
+        model.model,
+        tokenizer,
+        config.sampling,
+        serving=Serving(job.model_dir, job.checkpoint_dir, context.closing),
+        max_rows=max_rows,
+        world=world,
     )
     for start in starts:
         began = time.perf_counter()

@@ -22,6 +22,7 @@ from headwater.losses.divergences import distance
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
+from headwater.rollout.engines import Serving
 from headwater.rollout.scoring import FrozenModel
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.rollouts import RolloutBatch, RolloutSource
@@ -53,7 +54,14 @@ def run(job: StageJob, context: StageContext) -> None:
     dtype = resolve_dtype(job.compute, device, hidden_size(job.model_dir))
     student = FrozenModel.load(job.model_dir, device, dtype, vocabulary)
     teacher = FrozenModel.load(job.teacher_dir, device, dtype, vocabulary)
-    source = RolloutSource(job, student.model, tokenizer, config.sampling, world=context.world)
+    source = RolloutSource(
+        job,
+        student.model,
+        tokenizer,
+        config.sampling,
+        serving=Serving(job.model_dir, job.checkpoint_dir, context.closing),
+        world=context.world,
+    )
     problems = job.problems[: config.prompts]
     batch = RolloutBatch(tuple(source.draw(problems, config.rollouts_per_prompt, 0)))
     totals = torch.zeros(config.positions, len(_MEASURES) + 1, dtype=torch.float64)

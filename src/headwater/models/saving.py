@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from headwater.models.loading import (
@@ -54,6 +56,25 @@ def save_model(
     save_tokenizer(tokenizer, out_dir)
     for weights in out_dir.glob("*.safetensors"):  # written as 0600, whatever the umask says
         weights.chmod((out_dir / "config.json").stat().st_mode)
+
+
+def save_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a model's state dict alone, as it is, to the safetensors file `path`, by one rename.
+
+    For a server that has the model already and takes new weights; tied ones are written once,
+    under the name that comes first. Nothing is flushed: the file is worth no more than a moment.
+    """
+    kept: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in seen:
+            seen.add(place)
+            kept[name] = tensor.detach().cpu().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(".writing")
+    save_file(kept, written, metadata={"format": "pt"})
+    written.replace(path)
 
 
 def rebuild(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> PreTrainedModel:

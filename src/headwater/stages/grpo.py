@@ -39,6 +39,7 @@ def run(job: StageJob, context: StageContext) -> None:
 class _GRPO:
     def __init__(self, learner: Learner, config: GRPOStage) -> None:
         job = learner.job
+        assert job.model_dir is not None
         self.learner, self.config = learner, config
         self.stream = ProblemStream(job.problems, job.seed, job.stream)
         self.source = RolloutSource(
@@ -46,14 +47,11 @@ class _GRPO:
             learner.model,
             learner.tokenizer,
             config.sampling,
+            serving=learner.serving(),
             on_fewer_rows=learner.halved_rows,
             world=learner.world,
         )
-        self.reference = (
-            learner.frozen(job.model_dir)
-            if config.kl.coefficient > 0 and job.model_dir is not None
-            else None
-        )
+        self.reference = learner.frozen(job.model_dir) if config.kl.coefficient > 0 else None
 
     def step(self, step: int) -> None:
         """One batch of rollouts and the updates on it."""

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ def _tell_nobody(alert: Alert) -> None:
 class StageContext:
     """Services of the run. `vault` is None for stages that may not see a label.
 
-    strict: an alert ends the stage once it is saved. world: the processes that run it together;
+    strict: an alert ends the stage once it is saved. closing: what ends with the stage, however
+    it ends. world: the processes that run it together;
     the services are then those of `stages.ranks`, which all of them may call.
     """
 
@@ -70,6 +72,7 @@ class StageContext:
     stop_requested: Callable[[], bool]
     report_alert: Callable[[Alert], None] = _tell_nobody
     strict: bool = False
+    closing: ExitStack = field(default_factory=ExitStack)
     world: World = SOLO
 
     def raise_if_stopped(self) -> None:

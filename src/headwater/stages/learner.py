@@ -31,6 +31,7 @@ from headwater.engine.token_budget import TokenBudget
 from headwater.engine.update import StepResult, Updater
 from headwater.errors import BudgetExhausted, StageError
 from headwater.models.saving import save_model
+from headwater.rollout.engines import Serving
 from headwater.stages.alerts import Alert, write_alerts
 from headwater.stages.guards import Watcher
 from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
@@ -89,6 +90,14 @@ class Learner(Trainee):
             self.alerts += self._watcher.watch(int(row["step"]), row)
         self._last = self._started
         self._settle()
+
+    def serving(self) -> Serving:
+        """What servers that sample need to know of the model."""
+        assert self.job.model_dir is not None
+        job, closing = self.job, self.context.closing
+        return Serving(
+            self.job.model_dir, job.checkpoint_dir, closing, lambda: self.updater.steps_done
+        )
 
     def _open_metrics(self) -> MetricsLog:
         return MetricsLog(self.job.checkpoint_dir / METRICS, self._done, self._spent_seconds)

@@ -11,16 +11,19 @@ from functools import partial
 
 import torch
 
-from headwater.config.stages import Divergence, MixedKL, OPDStage, SampledToken, TopK
+from headwater.config.compute import VLLM
+from headwater.config.stages import Divergence, MixedKL, OPDStage
 from headwater.engine.forward import head_weight, hidden_at_targets
-from headwater.engine.packing import PackedGroup, TokenBatch, pack
+from headwater.engine.packing import PackedGroup, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.token_losses import distillation_loss
 from headwater.models.compatibility import check_same_tokenizer
+from headwater.rollout.engines import Serving
+from headwater.rollout.teachers import make_teacher, most_logprobs
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
-from headwater.types import LossSums, SampledTargets, TeacherTargets
+from headwater.types import LossSums
 
 
 def run(job: StageJob, context: StageContext) -> None:
@@ -46,7 +49,7 @@ def forward_weight(divergence: Divergence) -> float:
 class _OPD:
     def __init__(self, learner: Learner, config: OPDStage) -> None:
         job = learner.job
-        assert job.teacher_dir is not None
+        assert job.model_dir is not None and job.teacher_dir is not None
         self.learner, self.config = learner, config
         self.stream = ProblemStream(job.problems, job.seed, job.stream)
         self.source = RolloutSource(
@@ -54,10 +57,25 @@ class _OPD:
             learner.model,
             learner.tokenizer,
             config.sampling,
+            serving=learner.serving(),
             on_fewer_rows=learner.halved_rows,
             world=learner.world,
         )
-        self.teacher = learner.frozen(job.teacher_dir)
+        served = isinstance(job.compute.scoring, VLLM)
+        self.teacher = make_teacher(
+            job.compute,
+            Serving(
+                job.teacher_dir,
+                job.checkpoint_dir,
+                learner.context.closing,
+                max_logprobs=most_logprobs(config.targets),
+            ),
+            learner.vocab_size,
+            config.targets,
+            config.teacher_temperature,
+            local=None if served else learner.frozen(job.teacher_dir),
+            world=learner.world,
+        )
 
     def step(self, step: int) -> None:
         """One batch of student rollouts and one update on the teacher's opinion of it."""
@@ -73,6 +91,7 @@ class _OPD:
         weights_N, denominator = batch.token_weights(
             config.normalization, self.source.sampling.max_new_tokens
         )
+        self.teacher.prepare(batch.rollouts)
         packed = batch.packed()
         result = learner.update(packed, denominator, partial(self._loss, batch, weights_N))
         trained = sum(group.tokens for group in packed)
@@ -98,7 +117,7 @@ class _OPD:
     ) -> LossSums:
         learner, config = self.learner, self.config
         tokens = pack(micro, dtype=learner.dtype, device=learner.device)
-        targets = self._teacher_targets(tokens)
+        targets = self.teacher.targets(tokens)
         hidden = hidden_at_targets(learner.model, tokens)
         loss = distillation_loss(
             tokens.target_ids_T,
@@ -112,11 +131,3 @@ class _OPD:
         )
         head = head_weight(learner.model, learner.vocab_size)
         return chunked_head_loss(hidden, head, loss)
-
-    def _teacher_targets(self, tokens: TokenBatch) -> TeacherTargets:
-        targets, temperature = self.config.targets, self.config.teacher_temperature
-        if isinstance(targets, TopK):
-            return self.teacher.top_k(tokens, targets.k, temperature)
-        if isinstance(targets, SampledToken):
-            return SampledTargets(self.teacher.logprobs(tokens, temperature))
-        return self.teacher.targets(tokens)

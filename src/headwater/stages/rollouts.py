@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from headwater import seeding
+from headwater.config.compute import VLLM
 from headwater.config.evaluation import EvaluationSampling
 from headwater.config.stages import Sampling
 from headwater.engine.packing import PackedGroup
@@ -19,13 +20,8 @@ from headwater.engine.sharding import gathered
 from headwater.losses.grpo import token_weights
 from headwater.models.end_tokens import end_token_ids
 from headwater.models.vocabulary import usable_vocabulary
-from headwater.rollout.sampler import (
-    MAX_ROWS,
-    InProcessSampler,
-    OnFewerRows,
-    SampleRequest,
-    SamplerSettings,
-)
+from headwater.rollout.engines import Serving, make_sampler
+from headwater.rollout.sampler import MAX_ROWS, OnFewerRows, SampleRequest, SamplerSettings
 from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
 from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
@@ -79,7 +75,8 @@ class ProblemStream:
 class RolloutSource:
     """Rollouts of a model on the stage's problems, seeded by (stage, step, problem, sample).
 
-    world: ranks that draw together. on_fewer_rows: told, on all of them, where memory ran out.
+    serving: what servers need to know of the model, where servers sample; world: ranks that draw
+    together. on_fewer_rows: told, on all of them, where memory ran out.
     """
 
     def __init__(
@@ -89,6 +86,7 @@ class RolloutSource:
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling | None,
         *,
+        serving: Serving | None = None,
         max_rows: int = MAX_ROWS,
         on_fewer_rows: OnFewerRows | None = None,
         world: World = SOLO,
@@ -105,8 +103,14 @@ class RolloutSource:
             top_k=drawn.top_k,
         )
         self._model, self._on_fewer_rows = model, on_fewer_rows
-        self._sampler = InProcessSampler(
-            model, settings, max_rows=max_rows, on_fewer_rows=self._note_fewer_rows
+        self._served = isinstance(job.compute.rollouts, VLLM)
+        self._sampler = make_sampler(
+            job.compute,
+            model,
+            settings,
+            serving,
+            max_rows=max_rows,
+            on_fewer_rows=self._note_fewer_rows,
         )
         self._fewer_rows: list[tuple[int, int, str]] = []
         self._prompts: dict[str, tuple[int, ...]] = {}
@@ -130,8 +134,14 @@ class RolloutSource:
         return [RolloutGroup(p.id, rollouts) for p, rollouts in zip(problems, drawn, strict=True)]
 
     def _sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
-        """Each rank samples its share of the requests; all get all of the rollouts."""
+        """Each rank samples its share of the requests; all get all of the rollouts.
+
+        Servers are asked by the main rank, which can give them whole weights meanwhile.
+        """
         world = self._world
+        if self._served:
+            with gathered(self._model):
+                return world.from_main(lambda: self._sampler.sample(requests))
         with gathered(self._model):
             own = self._sampler.sample(world.share(requests))
         told, self._fewer_rows = self._fewer_rows, []

@@ -11,17 +11,20 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from headwater.config.stages import FullVocabulary, TeacherRolloutsStage, TopK
+from headwater.config.compute import VLLM
+from headwater.config.stages import FullVocabulary, TeacherRolloutsStage
 from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.packing import micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
+from headwater.rollout.engines import Serving
 from headwater.rollout.scoring import FrozenModel
+from headwater.rollout.teachers import Teacher, make_teacher, most_logprobs
 from headwater.stages.job import MetricsLog, StageContext, StageJob
 from headwater.stages.rollouts import ROLLOUT_SCHEMA, RolloutBatch, RolloutSource, readable_rows
-from headwater.types import Problem
+from headwater.types import FullTargets, Problem, TopKTargets
 
 _SCORING_TOKENS = 16384
 _SCHEMA = ROLLOUT_SCHEMA.append(pa.field("prompt_ids", pa.list_(pa.int32()))).append(
@@ -44,17 +47,29 @@ def run(job: StageJob, context: StageContext) -> None:
     dtype = resolve_dtype(job.compute, device, hidden_size(job.teacher_dir))
     tokenizer = load_tokenizer(job.teacher_dir)
     teacher = FrozenModel.load(job.teacher_dir, device, dtype, usable_vocabulary(tokenizer))
-    source = RolloutSource(job, teacher.model, tokenizer, config.sampling)
+    serving = Serving(
+        job.teacher_dir,
+        job.checkpoint_dir,
+        context.closing,
+        max_logprobs=most_logprobs(config.targets),
+    )
+    source = RolloutSource(job, teacher.model, tokenizer, config.sampling, serving=serving)
+    scorer = None
+    if config.targets is not None and (context.world.is_main or not _is_served(job)):
+        scorer = make_teacher(
+            job.compute, serving, teacher.vocab_size, config.targets, local=teacher
+        )
     world = context.world
     metrics = MetricsLog(job.output_dir / "metrics.jsonl") if world.is_main else None
     rows: list[dict[str, Any]] = []
     batches = range(0, len(job.problems), config.prompts_per_batch)
-    for first in range(0, len(batches), world.size):  # a batch for every rank
+    at_once = 1 if _is_served(job) else world.size  # a batch for every rank, or for the servers'
+    for first in range(0, len(batches), at_once):
         done = None
-        if first + world.rank < len(batches):
+        if world.rank < at_once and first + world.rank < len(batches):
             start = batches[first + world.rank]
             problems = job.problems[start : start + config.prompts_per_batch]
-            done = _batch(job, teacher, source, problems, first + world.rank)
+            done = _batch(job, teacher, scorer, source, problems, first + world.rank)
         for step, one in enumerate(world.gather(done), first):
             if one is None:
                 continue
@@ -87,9 +102,14 @@ class _Batch:
     metrics: dict[str, float]
 
 
+def _is_served(job: StageJob) -> bool:
+    return any(isinstance(one, VLLM) for one in (job.compute.rollouts, job.compute.scoring))
+
+
 def _batch(
     job: StageJob,
     teacher: FrozenModel,
+    scorer: Teacher | None,
     source: RolloutSource,
     problems: tuple[Problem, ...],
     step: int,
@@ -99,7 +119,7 @@ def _batch(
     assert isinstance(config, TeacherRolloutsStage)
     began = time.perf_counter()
     batch = RolloutBatch(tuple(source.draw(problems, config.rollouts_per_prompt, 0)))
-    scored = _score(job, config, teacher, batch, step)
+    scored = 0 if scorer is None else _score(job, teacher, scorer, batch, step)
     rows = _rows(job, step, batch, source, problems)
     tokens = int(batch.lengths_N.sum())
     seconds = time.perf_counter() - began
@@ -118,14 +138,13 @@ def _batch(
 
 def _score(
     job: StageJob,
-    config: TeacherRolloutsStage,
     teacher: FrozenModel,
+    scorer: Teacher,
     batch: RolloutBatch,
     step: int,
 ) -> int:
     """Write the teacher's distributions for one batch, rows in order; returns tokens scored."""
-    if config.targets is None:
-        return 0
+    scorer.prepare(batch.rollouts)
     head = teacher.head_VH
     lengths = batch.lengths_N
     offsets = torch.cat((torch.zeros(1, dtype=torch.long), torch.cumsum(lengths, 0)))
@@ -135,13 +154,12 @@ def _score(
     for micro in micro_batches(batch.packed(), _SCORING_TOKENS):
         tokens = pack(micro, dtype=head.dtype, device=head.device)
         place = torch.cat([torch.arange(starts[r], starts[r + 1]) for r in tokens.rows])
-        if isinstance(config.targets, TopK):
-            top = teacher.top_k(tokens, config.targets.k)
-            parts.setdefault("ids_TK", []).append((place, top.ids_TK.int()))
-            parts.setdefault("logprobs_TK", []).append((place, top.logprobs_TK))
-        else:
-            full = teacher.targets(tokens)
-            parts.setdefault("hidden_TH", []).append((place, full.hidden_TH))
+        found = scorer.targets(tokens)
+        if isinstance(found, TopKTargets):
+            parts.setdefault("ids_TK", []).append((place, found.ids_TK.int()))
+            parts.setdefault("logprobs_TK", []).append((place, found.logprobs_TK))
+        elif isinstance(found, FullTargets):
+            parts.setdefault("hidden_TH", []).append((place, found.hidden_TH))
         scored += tokens.tokens
     tensors = {"offsets": offsets}
     for name, pieces in parts.items():

@@ -369,7 +369,7 @@ class _Builder:
             "stream": fields["stream"],
             "sampling": fields.get("sampling", {}),
             "options": fields.get("options", {}),
-            "compute": [compute.device, compute.precision] if trains else None,
+            "compute": compute.identity(kind) if trains else None,
         }
         return _digest(payload)[:16]
 

@@ -24,4 +24,5 @@ def run_stage(job: StageJob, context: StageContext) -> None:
     """Run one stage in this process; torch is imported only now."""
     if job.compute.deterministic:
         import_module("headwater.engine.determinism").use_deterministic_algorithms()
-    import_module(_MODULES[job.kind]).run(job, context)
+    with context.closing:
+        import_module(_MODULES[job.kind]).run(job, context)

@@ -128,9 +128,7 @@ def _load_benchmark(benchmark: Benchmark, keep_rows: bool) -> LabelledProblems:
         ) from error
 
 
-def _generated(
-    source: str, columns: Mapping[str, str] | None, keep_rows: bool
-) -> LabelledProblems:
+def _generated(source: str, columns: Mapping[str, str] | None, keep_rows: bool) -> LabelledProblems:
     if columns:
         raise InputError(f"columns are given, but {source} has none; remove task.columns")
     # These build on this module.

@@ -1,0 +1,242 @@
+"""How a plan reads in a terminal: counts of stages and arms, then devices, time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from headwater.report.quantities import count, duration, hours, spent
+from headwater.visible import one_line, visible
+
+if TYPE_CHECKING:
+    from headwater.ledger.spending import Spending
+    from headwater.workflow.devices import DeviceNeed
+    from headwater.workflow.estimate import Plan, StageEstimate
+    from headwater.workflow.stage_groups import StageGroup
+
+# Counter of the ledger -> its heading where many stand side by side.
+_PLANNED = {
+    "labels": "labels",
+    "verifier_calls": "calls",
+    "generated_tokens": "generated",
+    "teacher_scored_tokens": "scored",
+    "trained_tokens": "trained",
+    "updates": "updates",
+    "flops": "FLOPs",
+    "seconds": "time",
+    "peak_memory_bytes": "memory",
+}
+_PLANNED_OF_A_STAGE = ("labels", "verifier_calls", "generated_tokens", "updates", "seconds")
+# More stages than this are shown in groups, seeds and arms together.
+_MOST_ROWS = 40
+_GIB = 2.0**30
+# Part of the seconds -> its heading.
+_PARTS = {
+    "sampling": "sample",
+    "training": "train",
+    "scoring": "score",
+    "communication": "comm.",
+    "verifying": "verify",
+    "pushing": "push",
+    "other": "other",
+    "idle": "idle",
+}
+# Heading -> fields of DeviceMemory that it adds up; held all along, sampling, training.
+_HELD = {
+    "masters": ("masters",),
+    "Adam": ("moments",),
+    "grads": ("gradients",),
+    "beside": ("beside",),
+}
+_SAMPLING = {
+    "weights": ("sampling_weights", "packed_weights"),
+    "KV": ("kv_cache",),
+    "draws": ("drawing",),
+}
+_TRAINING = {
+    "gather": ("training_weights", "unreduced_gradients"),
+    "layers": ("activations",),
+    "head": ("head",),
+}
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Distinct stages, what each arm uses, devices, the totals and the warnings."""
+    from headwater.workflow.stage_groups import grouped
+
+    many = len(plan.stages) > _MOST_ROWS
+    console.print(_stage_groups(plan, grouped(plan.stages)) if many else _stages(plan))
+    console.print(_arms(plan, together=many))
+    to_do = grouped(stage for stage in plan.stages if not stage.cached)
+    if plan.assumptions is not None:
+        for table in (_devices(plan, to_do), _time(to_do), _memory(to_do)):
+            console.print(table)
+        console.print(Text(visible(side_by_side(plan))))
+        console.print(Text(plan.assumptions))
+    for warning in plan.warnings:
+        console.print(Text(f"warning: {one_line(warning)}", style="yellow"))
+    console.print(
+        f"About {duration(plan.to_do.seconds)} to go; nothing was trained. Tokens are upper bounds "
+        "(each response as long as it may get, unless --mean-response says less); FLOPs, time and "
+        "memory are orders of magnitude."
+    )
+
+
+def side_by_side(plan: Plan) -> str:
+    """The cluster's schedule in words, and the chain that no number of devices shortens."""
+    cluster, found = plan.cluster, plan.cluster.schedule
+    stages = {stage.fingerprint: stage for stage in plan.stages}
+    path = " -> ".join(
+        f"{_name(stages[name])} ({hours(_hours_of(stages[name]))} h)" for name in found.longest_path
+    )
+    return (
+        f"{cluster.devices} GPUs in nodes of {cluster.per_node}: {hours(found.seconds / 3600)} h "
+        f"with independent stages side by side (GPUs busy {found.busy_share:.0%}). The longest "
+        f"path alone takes {hours(found.longest_path_seconds / 3600)} h: {path or 'nothing'}"
+    )
+
+
+def _hours_of(stage: StageEstimate) -> float:
+    return stage.spending.seconds / 3600
+
+
+def _name(stage: StageEstimate | StageGroup) -> str:
+    on = f" on {stage.pool}" if stage.pool else ""
+    return f"{stage.kind} {stage.model}{on}"
+
+
+def _stages(plan: Plan) -> Table:
+    shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
+    table = _table("stage", "model", "on", "seed", "used by", "", *shown.values())
+    table.title = Text(visible(f"{plan.name}: {len(plan.stages)} distinct stages"))
+    for stage in plan.stages:
+        users = ", ".join(stage.arms) or "base models"
+        state = "cached" if stage.cached else "shared" if stage.shared else ""
+        amounts = _amounts(stage.spending, shown)
+        on = stage.pool or ""
+        shown_names = (Text(visible(name)) for name in (stage.kind, stage.model, on))
+        table.add_row(*shown_names, str(stage.seed), Text(visible(users)), state, *amounts)
+    return table
+
+
+def _stage_groups(plan: Plan, groups: Iterable[StageGroup]) -> Table:
+    shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
+    table = _table("stage", "model", "on", "stages", "seeds", "arms", "cached", *shown.values())
+    alike = "those of a kind together"
+    table.title = Text(visible(f"{plan.name}: {len(plan.stages)} distinct stages, {alike}"))
+    for group in groups:
+        counts = (str(len(items)) if items else "-" for items in (group.seeds, group.arms))
+        cached = str(group.cached) if group.cached else ""
+        amounts = _amounts(group.spending, shown)
+        what = (group.kind, group.model, group.pool or "", str(group.stages))
+        table.add_row(*(Text(visible(name)) for name in what), *counts, cached, *amounts)
+    return table
+
+
+def _arms(plan: Plan, *, together: bool) -> Table:
+    """together: one row for the seeds of an arm that take the same."""
+    table = _table("what it takes", "seed", *_PLANNED.values())
+    each = ", a row for each of its seeds" if together else ""
+    table.title = f"each arm with its shared stages{each}; then the whole run, each stage once"
+    rows: dict[tuple[str, Spending, int | None], list[str]] = {}
+    for arm in plan.arms:
+        alike = rows.setdefault((arm.arm, arm.spending, None if together else arm.seed), [])
+        alike.append(str(arm.seed))
+    for (name, spending, _), seeds in rows.items():
+        amounts = _amounts(spending, _PLANNED)
+        table.add_row(Text(visible(name)), ", ".join(seeds), *amounts)
+    table.add_section()
+    for name, spending in (
+        ("all training", plan.training),
+        ("all evaluation", plan.evaluation),
+        ("still to do", plan.to_do),
+    ):
+        table.add_row(name, "", *_amounts(spending, _PLANNED))
+    return table
+
+
+def _devices(plan: Plan, groups: Iterable[StageGroup]) -> Table:
+    """GPUs, memory, speed and hours of the stages still to do."""
+    columns = ("stages", "ranks", "servers", "GiB each", "tok/s", "h", "GPU-h")
+    table = _table("still to do", *columns, right=len(columns))
+    table.title = "GPUs: ranks that share each stage (! where it does not fit), hours of all"
+    for group in groups:
+        need = group.largest
+        if need is None:
+            continue
+        table.add_row(
+            Text(visible(_name(group))),
+            str(group.stages),
+            f"{need.ranks}{'' if need.fits else '!'}",
+            str(need.servers) if need.servers else "-",
+            _gib(need.bytes_per_device),
+            count(need.tokens_per_second),
+            hours(group.spending.seconds / 3600),
+            hours(group.device_hours),
+        )
+    table.add_section()
+    totals = (hours(plan.to_do.seconds / 3600), hours(plan.device_hours))
+    table.add_row("all, side by side", "", "", "", "", "", *totals)
+    return table
+
+
+def _time(groups: Iterable[StageGroup]) -> Table:
+    table = _table("still to do", *_PARTS.values(), right=len(_PARTS))
+    table.title = "% of the time (idle: ranks without a group, places that wait for the longest)"
+    for name, need in _largest(groups).items():
+        shares = need.seconds.shares()
+        cells = (f"{100 * shares[part]:.0f}" if shares[part] else "-" for part in _PARTS)
+        table.add_row(Text(visible(name)), *cells)
+    return table
+
+
+def _memory(groups: Iterable[StageGroup]) -> Table:
+    """Held all along, then what sampling and what training adds; not at the same time."""
+    headings = [*_HELD, *_SAMPLING, *_TRAINING]
+    table = _table("still to do", *headings, "host", right=len(headings) + 1)
+    table.title = "GiB of the fullest rank: held all along | to sample | to train or score"
+    columns = [*_HELD.values(), *_SAMPLING.values(), *_TRAINING.values(), ("host",)]
+    for name, need in _largest(groups).items():
+        table.add_row(Text(visible(name)), *_sums(need.memory.as_dict(), columns))
+    return table
+
+
+def _largest(groups: Iterable[StageGroup]) -> dict[str, DeviceNeed]:
+    """By kind and model, the need that is longest: pools make little difference."""
+    found: dict[str, DeviceNeed] = {}
+    for group in groups:
+        name, need = f"{group.kind} {group.model}", group.largest
+        if need is not None and (
+            name not in found or need.seconds.total > found[name].seconds.total
+        ):
+            found[name] = need
+    return found
+
+
+def _sums(parts: dict[str, int], columns: Sequence[Sequence[str]]) -> list[str]:
+    return [_gib(sum(parts[name] for name in names)) for names in columns]
+
+
+def _gib(amount: float) -> str:
+    if not amount:
+        return "-"
+    return f"{amount / _GIB:.1f}" if amount < 99.95 * _GIB else f"{amount / _GIB:,.0f}"
+
+
+def _amounts(spending: Spending, names: Iterable[str]) -> list[str]:
+    amounts = spending.as_dict()
+    return [spent(name, amounts[name]) for name in names]
+
+
+def _table(*columns: str, right: int = 0) -> Table:
+    """right: how many of the last columns hold numbers, which stand to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        numbers = index >= len(columns) - right
+        table.add_column(column, overflow="fold", justify="right" if numbers else "left")
+    return table

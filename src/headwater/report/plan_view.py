@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -35,6 +35,9 @@ _PLANNED_OF_A_STAGE = ("labels", "verifier_calls", "generated_tokens", "updates"
 # More stages than this are shown in groups, seeds and arms together.
 _MOST_ROWS = 40
 _GIB = 2.0**30
+# Columns of a terminal from which all of the counters fit side by side.
+_WIDE = 110
+_NARROW = ("labels", "generated_tokens", "updates", "seconds")
 # Part of the seconds -> its heading.
 _PARTS = {
     "sampling": "sample",
@@ -46,22 +49,28 @@ _PARTS = {
     "other": "other",
     "idle": "idle",
 }
-# Heading -> fields of DeviceMemory that it adds up; held all along, sampling, training.
-_HELD = {
+# Heading -> fields of DeviceMemory that it adds up: held all along, to sample, to train or score.
+_MEMORY = {
     "masters": ("masters",),
     "Adam": ("moments",),
     "grads": ("gradients",),
     "beside": ("beside",),
-}
-_SAMPLING = {
     "weights": ("sampling_weights", "packed_weights"),
     "KV": ("kv_cache",),
     "draws": ("drawing",),
-}
-_TRAINING = {
     "gather": ("training_weights", "unreduced_gradients"),
     "layers": ("activations",),
     "head": ("head",),
+    "host": ("host",),
+}
+_NARROW_MEMORY = {
+    "state": ("masters", "moments", "gradients"),
+    "beside": ("beside",),
+    "weights": ("sampling_weights", "packed_weights"),
+    "KV": ("kv_cache", "drawing"),
+    "gather": ("training_weights", "unreduced_gradients"),
+    "layers": ("activations", "head"),
+    "host": ("host",),
 }
 
 
@@ -69,12 +78,14 @@ def print_plan(console: Console, plan: Plan) -> None:
     """Distinct stages, what each arm uses, devices, the totals and the warnings."""
     from headwater.workflow.stage_groups import grouped
 
-    many = len(plan.stages) > _MOST_ROWS
-    console.print(_stage_groups(plan, grouped(plan.stages)) if many else _stages(plan))
-    console.print(_arms(plan, together=many))
+    narrow = console.width < _WIDE
+    many = narrow or len(plan.stages) > _MOST_ROWS
+    groups = grouped(plan.stages)
+    console.print(_stage_groups(plan, groups, narrow=narrow) if many else _stages(plan))
+    console.print(_arms(plan, together=many, narrow=narrow))
     to_do = grouped(stage for stage in plan.stages if not stage.cached)
     if plan.assumptions is not None:
-        for table in (_devices(plan, to_do), _time(to_do), _memory(to_do)):
+        for table in (_devices(plan, to_do), _time(to_do), _memory(to_do, narrow=narrow)):
             console.print(table)
         console.print(Text(visible(side_by_side(plan))))
         console.print(Text(plan.assumptions))
@@ -106,41 +117,43 @@ def _hours_of(stage: StageEstimate) -> float:
 
 
 def _name(stage: StageEstimate | StageGroup) -> str:
-    on = f" on {stage.pool}" if stage.pool else ""
-    return f"{stage.kind} {stage.model}{on}"
+    return " ".join((stage.kind, stage.model, *([stage.pool] if stage.pool else [])))
 
 
 def _stages(plan: Plan) -> Table:
     shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
-    table = _table("stage", "model", "on", "seed", "used by", "", *shown.values())
+    table = _table("stage", "seed", "used by", "", *shown.values(), right=len(shown))
     table.title = Text(visible(f"{plan.name}: {len(plan.stages)} distinct stages"))
     for stage in plan.stages:
         users = ", ".join(stage.arms) or "base models"
         state = "cached" if stage.cached else "shared" if stage.shared else ""
         amounts = _amounts(stage.spending, shown)
-        on = stage.pool or ""
-        shown_names = (Text(visible(name)) for name in (stage.kind, stage.model, on))
-        table.add_row(*shown_names, str(stage.seed), Text(visible(users)), state, *amounts)
+        names = Text(visible(_name(stage))), str(stage.seed), Text(visible(users)), state
+        table.add_row(*names, *amounts)
     return table
 
 
-def _stage_groups(plan: Plan, groups: Iterable[StageGroup]) -> Table:
-    shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
-    table = _table("stage", "model", "on", "stages", "seeds", "arms", "cached", *shown.values())
+def _stage_groups(plan: Plan, groups: Iterable[StageGroup], *, narrow: bool) -> Table:
+    chosen = _NARROW if narrow else _PLANNED_OF_A_STAGE
+    shown = {name: _PLANNED[name] for name in chosen}
+    counted = ("stages",) if narrow else ("stages", "seeds", "arms", "cached")
+    table = _table("stage", *counted, *shown.values(), right=len(counted) + len(shown))
     alike = "those of a kind together"
     table.title = Text(visible(f"{plan.name}: {len(plan.stages)} distinct stages, {alike}"))
     for group in groups:
-        counts = (str(len(items)) if items else "-" for items in (group.seeds, group.arms))
-        cached = str(group.cached) if group.cached else ""
+        if group.kind == "source":  # takes nothing
+            continue
+        counts = [str(len(items)) if items else "-" for items in (group.seeds, group.arms)]
+        cells = [str(group.stages), *counts, str(group.cached) if group.cached else ""]
         amounts = _amounts(group.spending, shown)
-        what = (group.kind, group.model, group.pool or "", str(group.stages))
-        table.add_row(*(Text(visible(name)) for name in what), *counts, cached, *amounts)
+        table.add_row(Text(visible(_name(group))), *cells[: len(counted)], *amounts)
     return table
 
 
-def _arms(plan: Plan, *, together: bool) -> Table:
+def _arms(plan: Plan, *, together: bool, narrow: bool) -> Table:
     """together: one row for the seeds of an arm that take the same."""
-    table = _table("what it takes", "seed", *_PLANNED.values())
+    shown = {name: _PLANNED[name] for name in _NARROW} if narrow else _PLANNED
+    table = _table("what it takes", "seed", *shown.values(), right=len(shown))
     each = ", a row for each of its seeds" if together else ""
     table.title = f"each arm with its shared stages{each}; then the whole run, each stage once"
     rows: dict[tuple[str, Spending, int | None], list[str]] = {}
@@ -148,23 +161,22 @@ def _arms(plan: Plan, *, together: bool) -> Table:
         alike = rows.setdefault((arm.arm, arm.spending, None if together else arm.seed), [])
         alike.append(str(arm.seed))
     for (name, spending, _), seeds in rows.items():
-        amounts = _amounts(spending, _PLANNED)
-        table.add_row(Text(visible(name)), ", ".join(seeds), *amounts)
+        table.add_row(Text(visible(name)), ", ".join(seeds), *_amounts(spending, shown))
     table.add_section()
     for name, spending in (
         ("all training", plan.training),
         ("all evaluation", plan.evaluation),
         ("still to do", plan.to_do),
     ):
-        table.add_row(name, "", *_amounts(spending, _PLANNED))
+        table.add_row(name, "", *_amounts(spending, shown))
     return table
 
 
 def _devices(plan: Plan, groups: Iterable[StageGroup]) -> Table:
     """GPUs, memory, speed and hours of the stages still to do."""
-    columns = ("stages", "ranks", "servers", "GiB each", "tok/s", "h", "GPU-h")
+    columns = ("n", "ranks", "servers", "GiB", "tok/s", "h", "GPU-h")
     table = _table("still to do", *columns, right=len(columns))
-    table.title = "GPUs: ranks that share each stage (! where it does not fit), hours of all"
+    table.title = "ranks (one GPU each) that share each of n stages (!: it does not fit)"
     for group in groups:
         need = group.largest
         if need is None:
@@ -195,14 +207,15 @@ def _time(groups: Iterable[StageGroup]) -> Table:
     return table
 
 
-def _memory(groups: Iterable[StageGroup]) -> Table:
+def _memory(groups: Iterable[StageGroup], *, narrow: bool) -> Table:
     """Held all along, then what sampling and what training adds; not at the same time."""
-    headings = [*_HELD, *_SAMPLING, *_TRAINING]
-    table = _table("still to do", *headings, "host", right=len(headings) + 1)
+    columns = _NARROW_MEMORY if narrow else _MEMORY
+    table = _table("still to do", *columns, right=len(columns))
     table.title = "GiB of the fullest rank: held all along | to sample | to train or score"
-    columns = [*_HELD.values(), *_SAMPLING.values(), *_TRAINING.values(), ("host",)]
     for name, need in _largest(groups).items():
-        table.add_row(Text(visible(name)), *_sums(need.memory.as_dict(), columns))
+        parts = need.memory.as_dict()
+        sums = (_gib(sum(parts[part] for part in column)) for column in columns.values())
+        table.add_row(Text(visible(name)), *sums)
     return table
 
 
@@ -216,10 +229,6 @@ def _largest(groups: Iterable[StageGroup]) -> dict[str, DeviceNeed]:
         ):
             found[name] = need
     return found
-
-
-def _sums(parts: dict[str, int], columns: Sequence[Sequence[str]]) -> list[str]:
-    return [_gib(sum(parts[name] for name in names)) for names in columns]
 
 
 def _gib(amount: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,21 @@ USABLE_SHARE = 0.90
 _MOST_RANKS = 4096
 #: Ranks are doubled, up to the devices there are, while that makes a stage so many times faster.
 WORTHWHILE = 1.4
+#: What makes a stage fit, as it is set and as `Compute` has it; tried in this order.
+RECOMPUTE = "compute.activation_checkpointing=true"
+SERVERS = "compute.rollouts=vllm"
+_OFFLOAD = "compute.cpu_offload=true"
+_CHANGES: Mapping[str, Mapping[str, Any]] = {
+    RECOMPUTE: {"activation_checkpointing": True},
+    SERVERS: {"rollouts": VLLM()},
+    _OFFLOAD: {"cpu_offload": True},
+}
+_REMEDIES = (
+    (RECOMPUTE,),
+    (SERVERS,),
+    (RECOMPUTE, SERVERS),
+    (RECOMPUTE, SERVERS, _OFFLOAD),
+)
 _GIB = 2**30
 
 
@@ -51,12 +67,22 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
+class Remedy:
+    """Settings of `compute` under which a stage fits, as KEY=VALUE, and the fewest ranks then."""
+
+    settings: tuple[str, ...]
+    ranks: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceNeed:
     """A stage on devices.
 
     smallest: the fewest ranks it fits on, a power of two; None where no number is enough, because
     what every rank holds whole is too large, or where a device's memory is unknown. ranks: those
     planned with; servers: devices of vLLM servers beside them. memory: of the fullest rank.
+    remedy: where no number is enough, the settings with which it would fit, and on how many ranks.
+    groups: that an update or a batch has to deal out to the ranks.
     """
 
     smallest: int | None
@@ -68,6 +94,8 @@ class DeviceNeed:
     seconds: StageSeconds
     generated_tokens: int
     trained_tokens: int
+    groups: int
+    remedy: Remedy | None = None
 
     @property
     def fits(self) -> bool:
@@ -122,7 +150,9 @@ def device_need(
     asked = offer.compute.ranks
     if asked > 1:
         return stage.need(asked, smallest)
-    need = stage.need(smallest or stage.fewest_for_training(), smallest)
+    if smallest is None:
+        return stage.need(stage.fewest_for_state(), None)
+    need = stage.need(smallest, smallest)
     while offer.count is not None and need.devices + need.ranks <= offer.count:
         doubled = stage.need(2 * need.ranks, smallest)
         if doubled.seconds.total * WORTHWHILE > need.seconds.total:
@@ -147,10 +177,24 @@ class _Stage:
             ranks *= 2
         return None
 
-    def fewest_for_training(self) -> int:
-        """As `smallest`, were sampling done elsewhere: what to plan with where nothing fits."""
-        elsewhere = replace(self.offer, compute=_by_servers(self.offer.compute))
-        return replace(self, offer=elsewhere).smallest() or _MOST_RANKS
+    def fewest_for_state(self) -> int:
+        """The fewest ranks whose shards fit: what to plan with where the stage does not."""
+        ranks = 1
+        while ranks < _MOST_RANKS and self.memory(ranks).resident > self.offer.usable_bytes:
+            ranks *= 2
+        return ranks
+
+    def remedy(self) -> Remedy | None:
+        """The first of some changes of `compute` under which the stage fits."""
+        for names in _REMEDIES:
+            changes: dict[str, Any] = {}
+            for name in names:
+                changes |= _CHANGES[name]
+            compute = self.offer.compute.model_copy(update=changes)
+            found = replace(self, offer=replace(self.offer, compute=compute)).smallest()
+            if found is not None:
+                return Remedy(names, found)
+        return None
 
     def placement(self, ranks: int) -> Placement:
         offer = self.offer
@@ -209,8 +253,6 @@ class _Stage:
             seconds=seconds,
             generated_tokens=self.work.generated_tokens,
             trained_tokens=self.work.trained_tokens,
+            groups=self.work.groups_per_update or self.work.prompts_per_batch,
+            remedy=self.remedy() if smallest is None else None,
         )
-
-
-def _by_servers(compute: Compute) -> Compute:
-    return compute.model_copy(update={"rollouts": VLLM()})

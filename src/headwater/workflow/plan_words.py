@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from headwater.workflow.cost import Machine
-from headwater.workflow.devices import USABLE_SHARE, DeviceNeed
+from headwater.workflow.devices import RECOMPUTE, SERVERS, USABLE_SHARE, DeviceNeed, Remedy
 
 if TYPE_CHECKING:
     from headwater.workflow.estimate import StageEstimate
@@ -44,14 +44,20 @@ def device_warnings(stages: Sequence[StageEstimate], machine: Machine) -> Iterab
     if machine.device != "cuda":
         return
     needs = [(stage, stage.devices) for stage in stages if stage.devices is not None]
-    never = [(stage, need) for stage, need in needs if need.smallest is None]
-    if never:
-        stage, need = max(never, key=lambda pair: pair[1].bytes_per_device)
-        held = f"{need.bytes_per_device / _GIB:.0f} GiB in {stage.kind} of {stage.model}"
+    for remedy, found in _by_remedy(needs).items():
+        need = max((need for _, need in found), key=lambda need: need.bytes_per_device)
         yield (
-            f"{len(never)} stages ({_names(s for s, _ in never)}) fit on no number of "
-            f"{offer.memory_bytes / _GIB:g}-GiB devices: {_cause(need)}, up to "
-            f"{held}; {_cure(need)}"
+            f"{_names(s for s, _ in found)}: fit on no number of {offer.memory_bytes / _GIB:g}-GiB "
+            f"devices ({need.bytes_per_device / _GIB:.0f} GiB on {need.ranks}), for "
+            f"{_cause(remedy)}; {_cure(remedy, found)}"
+        )
+    spare = [(s, n) for s, n in needs if n.ranks > n.groups > 0 and n.smallest == n.ranks > 1]
+    if spare:
+        _, need = max(spare, key=lambda pair: pair[1].ranks / pair[1].groups)
+        yield (
+            f"{_names(s for s, _ in spare)}: fit on no fewer ranks than they are given and have "
+            f"fewer groups a step, as {need.groups} for {need.ranks} ranks, some of which wait; "
+            "raise prompts_per_step, or set compute.activation_checkpointing=true to need fewer"
         )
     short = [(s, n) for s, n in needs if n.smallest is not None and n.smallest > n.ranks]
     if short:
@@ -74,19 +80,29 @@ def _names(stages: Iterable[StageEstimate]) -> str:
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more kinds" if len(found) > 3 else "")
 
 
-def _cause(need: DeviceNeed) -> str:
-    memory = need.memory
-    if memory.sampling > memory.training:
-        return "every rank that samples holds the weights whole"
-    return "what a rank keeps of one group of rollouts is too large"
+def _by_remedy(
+    needs: Iterable[tuple[StageEstimate, DeviceNeed]],
+) -> dict[Remedy | None, list[tuple[StageEstimate, DeviceNeed]]]:
+    found: dict[Remedy | None, list[tuple[StageEstimate, DeviceNeed]]] = {}
+    for stage, need in needs:
+        if need.smallest is None:
+            settings = Remedy(need.remedy.settings, 0) if need.remedy else None
+            found.setdefault(settings, []).append((stage, need))
+    return found
 
 
-def _cure(need: DeviceNeed) -> str:
-    if need.memory.sampling > need.memory.training:
-        return (
-            "let vLLM servers over several GPUs sample (compute.rollouts: vllm), or take larger "
-            "devices (--gpu-memory)"
-        )
-    if not need.checkpointing:
-        return "set compute.activation_checkpointing=true, or shorter responses or smaller groups"
-    return "set shorter responses (sampling.max_new_tokens) or smaller groups"
+def _cause(remedy: Remedy | None) -> str:
+    settings = remedy.settings if remedy else ()
+    causes = []
+    if SERVERS in settings:
+        causes.append("every rank that samples holds the weights whole")
+    if RECOMPUTE in settings:
+        causes.append("the backward pass keeps all layers of a response")
+    return " and ".join(causes) or "what a rank needs to compute at all"
+
+
+def _cure(remedy: Remedy | None, found: Sequence[tuple[StageEstimate, DeviceNeed]]) -> str:
+    if remedy is None:
+        return "take larger devices (--gpu-memory), or shorter responses (sampling.max_new_tokens)"
+    ranks = max(need.remedy.ranks for _, need in found if need.remedy is not None)
+    return f"set {', '.join(remedy.settings)}: then they fit on up to {ranks} ranks"

@@ -47,6 +47,7 @@ _PARTS = {
     "verifying": "verify",
     "pushing": "push",
     "other": "other",
+    "tail": "tail",
     "idle": "idle",
 }
 # Heading -> fields of DeviceMemory that it adds up: held all along, to sample, to train or score.
@@ -199,7 +200,7 @@ def _devices(plan: Plan, groups: Iterable[StageGroup]) -> Table:
 
 def _time(groups: Iterable[StageGroup]) -> Table:
     table = _table("still to do", *_PARTS.values(), right=len(_PARTS))
-    table.title = "% of the time (idle: ranks without a group, places that wait for the longest)"
+    table.title = "% of the time (tail: waiting for the longest response; idle: for other ranks)"
     for name, need in _largest(groups).items():
         shares = need.seconds.shares()
         cells = (f"{100 * shares[part]:.0f}" if shares[part] else "-" for part in _PARTS)

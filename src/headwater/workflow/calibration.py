@@ -33,7 +33,8 @@ class Calibration:
 
     intra_bandwidth, inter_bandwidth: bytes/s that one device receives in an all-gather, inside a
     node and between nodes; collective_seconds: the latency of one collective, hop_seconds: what
-    each further rank adds to it. overlap: the share of communication that computing can hide.
+    each further rank adds to it; exchange_seconds: one drawn token, told by its rank to all.
+    overlap: the share of communication that computing can hide.
     host_bandwidth, host_memory_bandwidth: bytes/s between a device and its host's memory, and of
     that memory, a rank's share (cpu_offload).
 
@@ -60,6 +61,7 @@ class Calibration:
     inter_bandwidth: float
     collective_seconds: float
     hop_seconds: float
+    exchange_seconds: float
     overlap: float
     host_bandwidth: float
     host_memory_bandwidth: float
@@ -118,6 +120,7 @@ GPU = Calibration(
     inter_bandwidth=0.7 * 50e9,
     collective_seconds=3e-5,
     hop_seconds=2e-6,
+    exchange_seconds=1e-7,
     overlap=0.8,
     host_bandwidth=0.5 * 64e9,
     host_memory_bandwidth=2.5e10,
@@ -157,6 +160,7 @@ CPU = Calibration(
     inter_bandwidth=1e9,
     collective_seconds=3e-4,
     hop_seconds=1e-4,
+    exchange_seconds=1e-7,
     overlap=0.0,
     host_bandwidth=1.5e10,
     host_memory_bandwidth=1.5e10,

@@ -49,8 +49,9 @@ class StageSeconds:
 
     sampling: decoding. training: forward, backward and update. scoring: forward passes of teacher
     or reference. communication: what computing does not hide. verifying: grading. pushing:
-    weights to servers. other: starting, loading, saving, ledger, what each update costs. idle:
-    ranks without a group, and rows that wait for the longest response of the batch.
+    weights to servers. other: starting, loading, saving, ledger, what each update costs. tail:
+    places of ended responses that wait for the longest of the batch. idle: ranks that have fewer
+    groups than others, or none.
     """
 
     sampling: float = 0.0
@@ -60,6 +61,7 @@ class StageSeconds:
     verifying: float = 0.0
     pushing: float = 0.0
     other: float = 0.0
+    tail: float = 0.0
     idle: float = 0.0
 
     @property
@@ -83,7 +85,7 @@ def stage_seconds(
     rates: Calibration,
 ) -> StageSeconds:
     """The time of `work`, with the rows and micro-batches that `memory` has room for."""
-    decoding, waiting = _sampling(work, size, placement, memory.rows, fleet, rates)
+    decoding, tail, without_prompts = _sampling(work, size, placement, memory.rows, fleet, rates)
     micros = micro_batches(work, placement.ranks, memory.micro_batch_tokens)
     training, without_groups = _training(work, size, placement, micros, rates)
     scoring = _scoring(work, size, beside, placement, fleet, rates)
@@ -100,7 +102,8 @@ def stage_seconds(
         verifying=work.verifier_calls * rates.verifier_seconds / fleet.verifier_workers,
         pushing=pushes * push,
         other=_fixed(work, size, beside, placement, rates),
-        idle=waiting + without_groups,
+        tail=tail,
+        idle=without_prompts + without_groups,
     )
     saving = found.total * _saving_share(work, size, rates)
     return replace(found, other=found.other + saving)
@@ -168,10 +171,11 @@ def _sampling(
     rows: int,
     fleet: Fleet,
     rates: Calibration,
-) -> tuple[float, float]:
-    """(seconds that a rank or server decodes, seconds it waits), prompts' prefill left out."""
+) -> tuple[float, float, float]:
+    """Seconds that a rank or server decodes, at which ended responses wait for the longest, and
+    at which it has nothing to decode while others do. Prompts' prefill is left out."""
     if not work.rollouts:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     lengths = ResponseLengths(work.mean_new_tokens, work.max_new_tokens)
     samplers = fleet.servers or placement.ranks
     prompts = work.prompts_per_batch
@@ -180,15 +184,17 @@ def _sampling(
     speed = rates if not fleet.servers else _together(rates, fleet.server_devices)
     value = placement.value_bytes
     slowest, _ = batch_decoding_seconds(lengths, most, at_once, size, value, speed)
+    active = min(samplers, prompts)  # the others have no prompt
     own, dry = batch_decoding_seconds(
-        lengths, prompts * work.rows_per_prompt / samplers, at_once, size, value, speed
+        lengths, prompts * work.rows_per_prompt / active, at_once, size, value, speed
     )
     # The slowest rank also has the longest of all responses, not only of its own.
     tail = lengths.longest_of(prompts * work.rows_per_prompt) - lengths.longest_of(most)
     alone = decode_step_seconds(1.0, lengths.longest, size, value, speed)
     slowest += max(0.0, tail) * alone
-    busy = max(0.0, min(own, slowest) - dry)
-    return work.rollout_batches * busy, work.rollout_batches * (slowest - busy)
+    own, dry = min(own, slowest) * active / samplers, dry * active / samplers
+    batches = work.rollout_batches
+    return batches * (own - dry), batches * dry, batches * (slowest - own)
 
 
 def _together(rates: Calibration, devices: int) -> Calibration:
@@ -267,7 +273,8 @@ def _communication(
     rates: Calibration,
     hides: float,
 ) -> float:
-    """Gathering and reducing that is not hidden behind `hides` seconds of computing."""
+    """Gathering and reducing that is not hidden behind `hides` seconds of computing, and every
+    rank's rollouts told to all."""
     ranks, value = placement.ranks, placement.value_bytes
     if ranks == 1:
         return 0.0
@@ -285,6 +292,7 @@ def _communication(
         readings = passes or work.rollout_batches
         hidden += readings * rings(beside.parameters * value, beside.layers + 1)
     exposed = hidden - min(hidden, hides) * rates.overlap
+    exposed += work.generated_tokens * rates.exchange_seconds
     if work.rollouts and placement.samples:
         exposed += work.rollout_batches * rings(size.parameters * value, units)
     return exposed

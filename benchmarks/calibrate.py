@@ -172,10 +172,10 @@ class Model:
 def of_a_small_model(model: Model, repeats: int) -> dict[str, float]:
     """Rates of an embedded model, whose steps are mostly launching."""
     layers = model.size.layers
-    train = Line.through(model.training(4, 48, repeats), model.training(32, 48, repeats))
-    few, many = (model.decoding(rows, 48, repeats) for rows in (32, 256))
+    train = Line.through(model.training(1, 4, repeats), model.training(16, 48, repeats))
+    few, many = (model.decoding(rows, 48, repeats) for rows in (8, 256))
     product = 2.0 * model.size.matmul_parameters
-    step = Line.through((32 * product, few), (256 * product, many))
+    step = Line.through((8 * product, few), (256 * product, many))
     return {
         "small_flops": train.rate,
         "train_layer_seconds": train.intercept / layers,
@@ -186,9 +186,9 @@ def of_a_small_model(model: Model, repeats: int) -> dict[str, float]:
 
 def of_a_large_model(model: Model, repeats: int, decode_layer_seconds: float) -> dict[str, float]:
     """Rates of a model whose steps are mostly products, or reading its weights."""
-    train = Line.through(model.training(1, 64, repeats), model.training(4, 64, repeats))
-    score = Line.through(model.scoring(1, 64, repeats), model.scoring(4, 64, repeats))
-    size, length = model.size, 32
+    train = Line.through(model.training(1, 32, repeats), model.training(3, 32, repeats))
+    score = Line.through(model.scoring(1, 32, repeats), model.scoring(3, 32, repeats))
+    size, length = model.size, 8
     value_bytes = torch.finfo(model.dtype).bits // 8
     launching = size.layers * decode_layer_seconds
     few, many = model.decoding(8, length, repeats), model.decoding(128, length, repeats)
@@ -274,7 +274,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         found |= of_the_host(Path(folder))
         say(found)
-        small = of_a_small_model(Model(options.small, device, options.workdir), options.repeats)
+        small = of_a_small_model(Model(options.small, device, options.workdir), 5 * options.repeats)
         found |= small
         say(small)
         gc.collect()

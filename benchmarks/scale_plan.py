@@ -167,9 +167,9 @@ def report(options: argparse.Namespace) -> str:
     parts = [
         f"GRPO on `{options.model}` of `{options.recipe}` ({size.parameters / 1e9:.1f}B "
         f"parameters), once over {options.labels:,} problems, groups of {options.group}, of "
-        f"{options.mean:,} tokens on average and {options.longest:,} at most, with a KL penalty, layers "
-        f"recomputed; {options.gpu_memory:g}-GiB devices, eight a node. Columns from `sample` to "
-        "`idle` are per cent of the time.",
+        f"{options.mean:,} tokens on average and {options.longest:,} at most, with a KL penalty; "
+        f"layers are recomputed; {options.gpu_memory:g}-GiB devices, eight a node. Columns from "
+        "`sample` to `idle` are per cent of the time.",
         "\n".join(rows(options, offer, size)),
         "What does not shrink with devices, at the recipe's own prompts a step:",
         "\n".join(serial_parts(options, offer)),

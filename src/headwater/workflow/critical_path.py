@@ -67,13 +67,14 @@ def schedule(duties: Mapping[str, Duty], devices: int) -> Schedule:
             missing[child] -= 1
             if not missing[child]:
                 heapq.heappush(ready, (-ways[child], child))
-    path = _longest(duties, ways, children)
+    path, longest = _longest(duties, ways, children), max(ways.values(), default=0.0)
+    seconds = max(now, longest)  # sums of the same seconds, in another order
     busy = sum(duty.seconds * min(duty.devices, devices) for duty in duties.values())
     return Schedule(
-        seconds=now,
+        seconds=seconds,
         longest_path=path,
-        longest_path_seconds=max(ways.values(), default=0.0),
-        busy_share=busy / (now * devices) if now else 0.0,
+        longest_path_seconds=longest,
+        busy_share=busy / (seconds * devices) if seconds else 0.0,
         starts=starts,
     )
 

@@ -181,6 +181,7 @@ def of_a_small_model(model: Model, repeats: int) -> dict[str, float]:
         "train_layer_seconds": train.intercept / layers,
         "small_decoding_flops": step.rate,
         "decode_layer_seconds": step.intercept / layers,
+        "update_seconds": model.update(repeats),
     }
 
 
@@ -198,7 +199,6 @@ def of_a_large_model(model: Model, repeats: int, decode_layer_seconds: float) ->
         "scoring_flops": score.rate,
         "memory_bandwidth": read * value_bytes / max(few - launching, 1e-9),
         "decoding_flops": 2.0 * size.matmul_parameters * 128 / max(many - launching, 1e-9),
-        "update_seconds": max(0.0, model.update(repeats)),
     }
 
 

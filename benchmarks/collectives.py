@@ -62,11 +62,12 @@ def _gathering(size: int, ranks: int, device: torch.device) -> float:
     """Seconds of one, the median of several after a first."""
     mine = torch.ones(size // 4 // ranks, device=device)
     whole = torch.empty(mine.numel() * ranks, device=device)
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     seconds = []
     for _ in range(_REPEATS + 1):
         dist.barrier()
         started = time.perf_counter()
-        dist.all_gather_into_tensor(whole, mine)
+        gather(whole, mine)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)

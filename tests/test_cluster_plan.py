@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +436,7 @@ def test_a_file_of_anything_else_is_refused(text: str, said: str, tmp_path: Path
 # --- whole plans ----------------------------------------------------------------------------------
 
 
+@cache
 def plan_of(name: str, *overrides: str, count: int | None = None, mean: int = 2000) -> Plan:
     study = prepare_study(load(name, overrides, profile="fast"), planning=True)
     offer = replace(OFFER, count=count, compute=study.recipe.compute)

@@ -364,6 +364,17 @@ def test_a_batch_ends_with_its_longest_response() -> None:
     assert waiting / ragged > 0.7
 
 
+def test_ranks_without_a_prompt_make_nothing_quicker() -> None:
+    rates = replace(ROUND, decode_layer_seconds=1e-3)
+    work = replace(GRPO, updates=0, trained_tokens=0, mean_new_tokens=300)
+    eight, more = (need_of(work, ranks, rates).seconds for ranks in (8, 32))
+    drawing = eight.sampling + eight.tail + eight.idle
+    assert more.sampling + more.tail + more.idle == pytest.approx(drawing)
+    assert more.sampling == pytest.approx(eight.sampling / 4)
+    assert more.tail == pytest.approx(eight.tail / 4)
+    assert more.tail > 0
+
+
 # --- side by side ---------------------------------------------------------------------------------
 
 

@@ -184,6 +184,8 @@ def test_a_model_that_only_samples_has_no_optimiser() -> None:
     assert (alone.moments, alone.gradients, alone.masters) == (0, 0, 0)
     assert alone.sampling_weights == two.sampling_weights == WHOLE * 2
     assert two.masters == WHOLE  # its shard, in the format that computes
+    served = memory(2, evaluation, samples=False)
+    assert served.peak == 0, "servers hold all of it"
 
 
 # --- how many ranks -------------------------------------------------------------------------------
@@ -221,8 +223,8 @@ def test_weights_that_no_device_holds_whole_want_servers() -> None:
     assert need.remedy.settings == ("compute.rollouts=vllm",)
     served = device_need(GRPO, llama, None, replace(OFFER, compute=Compute(rollouts="vllm")))
     assert served.smallest == served.ranks == need.remedy.ranks
-    assert served.servers == 2  # 141 GB of weights on two devices
-    assert served.devices == served.ranks + 2
+    assert served.servers == 4  # 141 GB of weights, and as much for the cache
+    assert served.devices == served.ranks + 4
 
 
 def test_ranks_are_doubled_while_that_pays() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -37,18 +37,28 @@ _MOST_ROWS = 40
 _GIB = 2.0**30
 # Columns of a terminal from which all of the counters fit side by side.
 _WIDE = 110
+_NAME = 16  # characters that a stage's name has at least
 _NARROW = ("labels", "generated_tokens", "updates", "seconds")
-# Part of the seconds -> its heading.
+# Heading -> parts of the seconds that it adds up.
 _PARTS = {
-    "sampling": "sample",
-    "training": "train",
-    "scoring": "score",
-    "communication": "comm.",
-    "verifying": "verify",
-    "pushing": "push",
-    "other": "other",
-    "tail": "tail",
-    "idle": "idle",
+    "sample": ("sampling",),
+    "train": ("training",),
+    "score": ("scoring",),
+    "comm.": ("communication",),
+    "verify": ("verifying",),
+    "push": ("pushing",),
+    "other": ("other",),
+    "tail": ("tail",),
+    "idle": ("idle",),
+}
+_NARROW_PARTS = {
+    "sample": ("sampling",),
+    "train": ("training", "scoring"),
+    "comm.": ("communication",),
+    "verify": ("verifying",),
+    "other": ("pushing", "other"),
+    "tail": ("tail",),
+    "idle": ("idle",),
 }
 # Heading -> fields of DeviceMemory that it adds up: held all along, to sample, to train or score.
 _MEMORY = {
@@ -86,7 +96,11 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(_arms(plan, together=many, narrow=narrow))
     to_do = grouped(stage for stage in plan.stages if not stage.cached)
     if plan.assumptions is not None:
-        for table in (_devices(plan, to_do), _time(to_do), _memory(to_do, narrow=narrow)):
+        for table in (
+            _devices(plan, to_do),
+            _time(to_do, narrow=narrow),
+            _memory(to_do, narrow=narrow),
+        ):
             console.print(table)
         console.print(Text(visible(side_by_side(plan))))
         console.print(Text(plan.assumptions))
@@ -198,13 +212,16 @@ def _devices(plan: Plan, groups: Iterable[StageGroup]) -> Table:
     return table
 
 
-def _time(groups: Iterable[StageGroup]) -> Table:
-    table = _table("still to do", *_PARTS.values(), right=len(_PARTS))
+def _time(groups: Iterable[StageGroup], *, narrow: bool) -> Table:
+    columns = _NARROW_PARTS if narrow else _PARTS
+    table = _table("still to do", *columns, right=len(columns))
     table.title = "% of the time (tail: waiting for the longest response; idle: for other ranks)"
     for name, need in _largest(groups).items():
         shares = need.seconds.shares()
-        cells = (f"{100 * shares[part]:.0f}" if shares[part] else "-" for part in _PARTS)
-        table.add_row(Text(visible(name)), *cells)
+        sums = (sum(shares[part] for part in column) for column in columns.values())
+        table.add_row(
+            Text(visible(name)), *(f"{100 * share:.0f}" if share else "-" for share in sums)
+        )
     return table
 
 
@@ -248,5 +265,7 @@ def _table(*columns: str, right: int = 0) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         numbers = index >= len(columns) - right
-        table.add_column(column, overflow="fold", justify="right" if numbers else "left")
+        side: JustifyMethod = "right" if numbers else "left"
+        least = _NAME if right and not index else None
+        table.add_column(column, overflow="fold", justify=side, min_width=least)
     return table

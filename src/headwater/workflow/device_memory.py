@@ -122,16 +122,17 @@ def device_memory(
     """
     ranks, trains = placement.ranks, work.updates > 0
     beside = beside if placement.scores else None
+    samples = placement.samples and work.rollouts > 0
+    computes = trains or samples or work.scored  # servers may do all that a stage wants
     state = 0, 0, 0
     if trains:
         weights = shard(size.parameters * MASTER_BYTES, ranks)
         moments = shard(size.parameters * MOMENT_BYTES, ranks)
         state = weights, moments, _gradients(work, size, placement)
-    elif ranks > 1:
+    elif ranks > 1 and computes:
         state = shard(size.parameters * placement.value_bytes, ranks), 0, 0
     on_device = (0, 0, 0) if placement.offload and trains else state
     beside_bytes = shard(beside.parameters * placement.value_bytes, ranks) if beside else 0
-    samples = placement.samples and work.rollouts > 0
     memory = DeviceMemory(
         *on_device,
         beside=beside_bytes,
@@ -142,7 +143,7 @@ def device_memory(
         packed_weights=_packed(size, placement) if samples else 0,
         kv_cache=0,
         drawing=0,
-        training_weights=_weights_in_layers(size, beside, placement, trains),
+        training_weights=(_weights_in_layers(size, beside, placement, trains) if computes else 0),
         unreduced_gradients=_unreduced(size, placement) if trains and ranks > 1 else 0,
         activations=0,
         head=0,

@@ -233,9 +233,11 @@ class _Stage:
         )
 
     def devices_of_a_server(self, size: ModelSize) -> int:
-        """Devices that hold the weights and one prompt's rows at full length; a power of two."""
+        """Devices, a power of two, that hold the weights with as much room for the cache, or for
+        one prompt's rows at full length."""
         row = self.work.max_new_tokens * size.kv_values_per_token
-        held = (size.parameters + self.work.rows_per_prompt * row) * self.offer.value_bytes
+        cache = max(size.parameters, self.work.rows_per_prompt * row)
+        held = (size.parameters + cache) * self.offer.value_bytes
         return 1 << max(0, math.ceil(math.log2(max(1.0, held / self.offer.usable_bytes))))
 
     def need(self, ranks: int, smallest: int | None) -> DeviceNeed:

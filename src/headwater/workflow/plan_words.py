@@ -54,10 +54,12 @@ def device_warnings(stages: Sequence[StageEstimate], machine: Machine) -> Iterab
     spare = [(s, n) for s, n in needs if n.ranks > n.groups > 0 and n.smallest == n.ranks > 1]
     if spare:
         _, need = max(spare, key=lambda pair: pair[1].ranks / pair[1].groups)
+        keeps = not offer.compute.activation_checkpointing
+        cheaper = ", or set compute.activation_checkpointing=true to need fewer" if keeps else ""
         yield (
             f"{_names(s for s, _ in spare)}: fit on no fewer ranks than they are given and have "
             f"fewer groups a step, as {need.groups} for {need.ranks} ranks, some of which wait; "
-            "raise prompts_per_step, or set compute.activation_checkpointing=true to need fewer"
+            f"raise prompts_per_step{cheaper}"
         )
     short = [(s, n) for s, n in needs if n.smallest is not None and n.smallest > n.ranks]
     if short:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from headwater.config.loading import validate_recipe
 from headwater.models.size import ModelSize
+from headwater.workflow import calibration
 from headwater.workflow.cost import Machine
+from headwater.workflow.devices import Offer
 from headwater.workflow.estimate import Plan, estimate, model_sizes
-from headwater.workflow.gpus import GpuOffer, gpu_need
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.stage_groups import grouped
 from headwater.workflow.stage_work import StageWork, work_of
 from headwater.workflow.study import Study
 
-CPU = Machine("cpu", processes=1, threads=1)
+CPU = Machine("cpu", processes=1, threads=1, offer=Offer(rates=calibration.CPU))
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def test_a_pruned_model_has_fewer_layers(study: Study) -> None:
 
 
 def test_more_processes_shorten_a_run_but_no_chain(study: Study) -> None:
-    one, many = (estimate(study, Machine("cpu", n, 1)).to_do.seconds for n in (1, 100))
+    one, many = (estimate(study, replace(CPU, processes=n)).to_do.seconds for n in (1, 100))
     longest = max(arm.spending.seconds for arm in estimate(study, CPU).arms)
     assert one > many >= longest > 0
 
@@ -196,91 +198,6 @@ def test_seeds_and_arms_of_a_stage_are_taken_together() -> None:
     assert sum(g.spending.updates for g in groups.values()) == plan.training.updates
 
 
-# --- GPUs ----------------------------------------------------------------------------------------
-
-SIZE = ModelSize(
-    parameters=1_000_000_000,
-    matmul_parameters=900_000_000,
-    layers=20,
-    hidden=2000,
-    vocabulary=100_000,
-    kv_values_per_token=20_000,
-    attention_width=2000,
-)
-GRPO = StageWork(
-    updates=10,
-    trained_tokens=10 * 64 * 1000,
-    rollouts=10 * 64,
-    rollout_batches=10,
-    max_new_tokens=1000,
-    mean_new_tokens=1000,
-    prompts=80,
-    micro_batch_tokens=16_000,
-)
-
-
-def test_the_parts_of_memory() -> None:
-    need = gpu_need(GRPO, SIZE, SIZE, GpuOffer())
-    assert need.weights_bytes == 2e9
-    assert need.optimiser_bytes == 16e9
-    assert need.beside_bytes == 2e9
-    assert need.activations_bytes == 16_000 * 20 * 2000 * 18 * 2
-    assert need.kv_cache_bytes == 64 * 1000 * 20_000 * 2
-    assert need.decoding_rows == 64
-    assert need.gpus == need.smallest == 1
-    assert need.bytes_per_gpu == 2e9 + 16e9 + 2e9 + need.activations_bytes
-    in_float32 = gpu_need(GRPO, SIZE, None, GpuOffer(), value_bytes=4)
-    assert (in_float32.weights_bytes, in_float32.optimiser_bytes) == (4e9, 12e9)
-
-
-@pytest.mark.parametrize(("gib", "gpus"), [(80, 1), (40, 2), (24, 2), (12, 4), (2, 32)])
-def test_gpus_are_the_smallest_power_of_two_that_holds_a_stage(gib: int, gpus: int) -> None:
-    need = gpu_need(GRPO, SIZE, SIZE, GpuOffer(gib * 2**30))
-    assert need.gpus == gpus
-    assert need.bytes_per_gpu <= 0.9 * gib * 2**30
-    if gpus > 1:  # half as many could not
-        held = need.weights_bytes + need.optimiser_bytes + need.beside_bytes
-        assert (held + need.activations_bytes) / (gpus // 2) > 0.9 * gib * 2**30
-
-
-def test_hours_of_training_follow_from_flops() -> None:
-    work = StageWork(updates=1, trained_tokens=10**9, mean_new_tokens=4000, micro_batch_tokens=4000)
-    need = gpu_need(work, SIZE, None, GpuOffer())
-    per_token = 6 * SIZE.matmul_parameters + 6 * 20 * 2000 * 4000  # attention to half of it
-    assert need.seconds == pytest.approx(1e9 * per_token / (0.4 * 989e12))
-    assert need.gpu_hours == pytest.approx(need.seconds / 3600)
-    four = gpu_need(work, SIZE, None, GpuOffer(count=4))
-    assert four.seconds == pytest.approx(need.seconds / 4)
-    assert four.gpu_hours == pytest.approx(need.gpu_hours)
-
-
-def test_decoding_reads_weights_and_cache_for_as_many_rows_as_fit() -> None:
-    work = StageWork(
-        rollouts=300, rollout_batches=1, max_new_tokens=50_000, mean_new_tokens=10_000, prompts=300
-    )
-    need = gpu_need(work, SIZE, None, GpuOffer())
-    row = 50_000 * 20_000 * 2  # 2 GB at full length
-    assert need.decoding_rows == int((0.9 * 80 * 2**30 - 2e9) // row) == 37
-    steps = 9 * 10_000  # ceil(300 / 37) rounds of rows
-    read = 2 * 0.9e9 + 37 * 5_000 * 20_000 * 2
-    assert need.seconds == pytest.approx(steps * read / 3.35e12)
-    assert gpu_need(work, SIZE, None, GpuOffer(count=8)).decoding_rows == 300
-
-
-def test_a_reference_is_held_and_read(study: Study) -> None:
-    stages = recipe()["stages"]
-    stages["grpo"] |= {"kl": {"coefficient": 1e-3}}
-    found = work(study_of(stages=stages), "grpo", "1H")
-    assert found.referenced
-    assert not work(study, "grpo", "1H").referenced
-    plan = estimate(study_of(stages=stages), CUDA)
-    (stage,) = [s for s in plan.stages if s.kind == "grpo" and s.pool == "1H"]
-    assert stage.gpus is not None
-    assert stage.gpus.beside_bytes == stage.gpus.weights_bytes
-    size = sizes_of(study)["teacher"]
-    assert stage.spending.flops == (2 + 6 + 2) * 300 * size.matmul_parameters
-
-
 def test_a_group_of_rollouts_is_one_micro_batch(study: Study) -> None:
     stages = recipe()["stages"]
     stages["grpo"] |= {"micro_batch_tokens": 5}
@@ -289,39 +206,6 @@ def test_a_group_of_rollouts_is_one_micro_batch(study: Study) -> None:
     assert work(small, "grpo", "1H").micro_batch_tokens == 2 * 10
     assert work(small, "warmup").micro_batch_tokens == 10
     assert work(study, "grpo", "1H").micro_batch_tokens == 5 * 2 * 10  # all there is
-
-
-CUDA = Machine("cuda", processes=1, threads=1)
-
-
-def test_a_plan_for_gpus_has_needs_totals_and_says_what_it_rests_on(study: Study) -> None:
-    plan = estimate(study, CUDA)
-    needs = {s.kind: s.gpus for s in plan.stages}
-    assert needs["source"] is None
-    assert all(need is not None for kind, need in needs.items() if kind != "source")
-    opd, rollouts = needs["opd"], needs["teacher_rollouts"]
-    assert opd is not None and rollouts is not None
-    assert opd.beside_bytes == 2 * sizes_of(study)["teacher"].parameters
-    assert rollouts.beside_bytes == 0, "the teacher that samples is held once"
-    hours = sum(s.spending.seconds for s in plan.stages) / 3600
-    assert plan.gpu_hours == pytest.approx(hours)  # all fit on one GPU
-    assert plan.assumptions is not None
-    assert "40% of 989 TFLOP/s" in plan.assumptions
-    assert "planned, not yet runnable" in plan.assumptions
-    row = next(row for row in plan.as_dict()["stages"] if row["kind"] == "opd")
-    assert row["gpus"]["bytes_per_gpu"] == opd.bytes_per_gpu
-    on_cpu = estimate(study, CPU)
-    assert (on_cpu.assumptions, on_cpu.gpu_hours) == (None, 0.0)
-    assert all(stage.gpus is None for stage in on_cpu.stages)
-
-
-def test_too_few_gpus_are_said() -> None:
-    models = {"teacher": {"source": "hf:Qwen/Qwen3-8B"}, "student": {"source": "hf:Qwen/Qwen3-4B"}}
-    offer = GpuOffer(80 * 2**30, 2)
-    plan = estimate(study_of(models=models), Machine("cuda", 1, 1, offer))
-    (warning,) = plan.warnings
-    assert warning.startswith("--gpus 2 is too few for 1 of the stages, which need up to 4")
-    assert {s.gpus.gpus for s in plan.stages if s.gpus is not None} == {2, 4}
 
 
 def test_a_plan_is_plain_values(study: Study) -> None:

@@ -196,15 +196,21 @@ def plan(
     mean_response: int | None = None,
     gpu_memory_gib: float = 80.0,
     gpus: int | None = None,
+    gpus_per_node: int = 8,
+    calibration: str | Path | None = None,
 ) -> Plan:
     """What `run` with the same arguments would do and cost; reads the data, trains nothing.
 
     Hub datasets that cannot be reached are stood in for by as many problems as the recipe asks
     for, with a warning. mean_response: tokens of a response, the longest allowed by default.
-    gpu_memory_gib, gpus: for compute.device: cuda, one GPU's memory and how many a stage gets
-    (as few as fit by default). Raises InputError for whatever else `run` would refuse.
+    gpu_memory_gib, gpus, gpus_per_node: for compute.device: cuda, one GPU's memory, the cluster's
+    GPUs (by default as few as the largest stage fits on) and those of a node. calibration: a file
+    of measured constants (benchmarks/calibrate.py). Raises InputError for whatever else `run`
+    would refuse.
     """
-    from headwater.workflow.cost import GpuOffer, Machine
+    from headwater.workflow.calibration import calibrated, default_calibration
+    from headwater.workflow.cost import Machine
+    from headwater.workflow.devices import Offer
     from headwater.workflow.estimate import estimate
     from headwater.workflow.prepare import prepare_study
     from headwater.workflow.run import workforce
@@ -214,7 +220,18 @@ def plan(
     artifacts = _run_dir(loaded, out) / "artifacts"
     cached = {name for name in study.graph.nodes if (artifacts / name).is_dir()}
     device = "cuda" if loaded.compute.device == "cuda" else "cpu"
-    offer = GpuOffer(int(gpu_memory_gib * 2**30), gpus)
+    rates = default_calibration(device)
+    if calibration is not None:
+        rates = calibrated(Path(calibration), rates)
+    offer = Offer(
+        memory_bytes=int(gpu_memory_gib * 2**30),
+        count=gpus,
+        per_node=gpus_per_node,
+        rates=rates,
+        compute=loaded.compute,
+        verifier_workers=loaded.task.verifier_workers,
+        value_bytes=4 if loaded.compute.precision == "float32" else 2,
+    )
     machine = Machine(device, *workforce(loaded), offer)
     return estimate(study, machine, cached, mean_response=mean_response)
 

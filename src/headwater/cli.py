@@ -163,8 +163,15 @@ def plan(
     gpus: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Hours on N GPUs; default as few as each stage fits."
+            metavar="N", min=1, help="The cluster's GPUs; default as few as each stage fits on."
         ),
+    ] = None,
+    gpus_per_node: Annotated[
+        int, typer.Option(metavar="N", min=1, help="GPUs of one node of the cluster.")
+    ] = 8,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Measured constants (benchmarks/calibrate.py)."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -179,6 +186,8 @@ def plan(
         mean_response=mean_response,
         gpu_memory_gib=gpu_memory,
         gpus=gpus,
+        gpus_per_node=gpus_per_node,
+        calibration=calibration,
     )
     _print(result, console.show_plan, as_json)
 

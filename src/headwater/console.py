@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,35 +13,19 @@ from rich.text import Text
 
 from headwater.api import Diagnosis, RecipeListing, RunReport, VerifiedCases
 from headwater.types import Verdict
-from headwater.visible import one_line, visible
+from headwater.visible import visible
 
 if TYPE_CHECKING:
     from headwater.comparison.compare import BatchDone
     from headwater.comparison.record import Comparison
-    from headwater.ledger.spending import Spending
     from headwater.tasks.contamination_check import ContaminationCheck
     from headwater.workflow.estimate import Plan
-    from headwater.workflow.stage_groups import StageGroup
 
 _HEALTH_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
-# Counter of the ledger -> its heading where many stand side by side.
-_PLANNED = {
-    "labels": "labels",
-    "verifier_calls": "calls",
-    "generated_tokens": "generated",
-    "teacher_scored_tokens": "scored",
-    "trained_tokens": "trained",
-    "updates": "updates",
-    "flops": "FLOPs",
-    "seconds": "time",
-    "peak_memory_bytes": "memory",
-}
-# More stages than this are shown in groups, seeds and arms together.
-_MOST_ROWS = 40
+_MOST_ROWS = 40  # pairs that are shown
 _EXCERPT = 100  # characters of a problem
-_PLANNED_OF_A_STAGE = ("labels", "verifier_calls", "generated_tokens", "updates", "seconds")
 
 
 def show_report(console: Console, result: RunReport) -> None:
@@ -63,117 +46,10 @@ def show_samples(
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    """Distinct stages, what each arm uses, GPUs, the totals and the warnings."""
-    from headwater.report.quantities import duration
-    from headwater.workflow.stage_groups import grouped
+    """Distinct stages, what each arm uses, devices, the totals and the warnings."""
+    from headwater.report.plan_view import print_plan
 
-    many = len(plan.stages) > _MOST_ROWS
-    console.print(_planned_groups(plan, grouped(plan.stages)) if many else _planned_stages(plan))
-    console.print(_planned_arms(plan, together=many))
-    if plan.assumptions is not None:
-        to_do = grouped(stage for stage in plan.stages if not stage.cached)
-        console.print(_planned_gpus(plan, to_do))
-        console.print(Text(plan.assumptions))
-    for warning in plan.warnings:
-        console.print(Text(f"warning: {one_line(warning)}", style="yellow"))
-    console.print(
-        f"About {duration(plan.to_do.seconds)} to go; nothing was trained. Tokens are upper bounds "
-        "(each response as long as it may get, unless --mean-response says less); FLOPs, time and "
-        "memory are orders of magnitude."
-    )
-
-
-def _planned_stages(plan: Plan) -> Table:
-    shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
-    table = _table("stage", "model", "on", "seed", "used by", "", *shown.values())
-    table.title = Text(visible(f"{plan.name}: {len(plan.stages)} distinct stages"))
-    for stage in plan.stages:
-        users = ", ".join(stage.arms) or "base models"
-        state = "cached" if stage.cached else "shared" if stage.shared else ""
-        amounts = _planned_amounts(stage.spending, shown)
-        on = stage.pool or ""
-        shown_names = (Text(visible(name)) for name in (stage.kind, stage.model, on))
-        table.add_row(*shown_names, str(stage.seed), Text(visible(users)), state, *amounts)
-    return table
-
-
-def _planned_groups(plan: Plan, groups: Iterable[StageGroup]) -> Table:
-    shown = {name: _PLANNED[name] for name in _PLANNED_OF_A_STAGE}
-    table = _table("stage", "model", "on", "stages", "seeds", "arms", "cached", *shown.values())
-    alike = "those of a kind together"
-    table.title = Text(visible(f"{plan.name}: {len(plan.stages)} distinct stages, {alike}"))
-    for group in groups:
-        counts = (str(len(items)) if items else "-" for items in (group.seeds, group.arms))
-        cached = str(group.cached) if group.cached else ""
-        amounts = _planned_amounts(group.spending, shown)
-        what = (group.kind, group.model, group.pool or "", str(group.stages))
-        table.add_row(*(Text(visible(name)) for name in what), *counts, cached, *amounts)
-    return table
-
-
-def _planned_arms(plan: Plan, *, together: bool) -> Table:
-    """together: one row for the seeds of an arm that take the same."""
-    table = _table("what it takes", "seed", *_PLANNED.values())
-    each = ", a row for each of its seeds" if together else ""
-    table.title = f"each arm with its shared stages{each}; then the whole run, each stage once"
-    rows: dict[tuple[str, Spending, int | None], list[str]] = {}
-    for arm in plan.arms:
-        alike = rows.setdefault((arm.arm, arm.spending, None if together else arm.seed), [])
-        alike.append(str(arm.seed))
-    for (name, spending, _), seeds in rows.items():
-        amounts = _planned_amounts(spending, _PLANNED)
-        table.add_row(Text(visible(name)), ", ".join(seeds), *amounts)
-    table.add_section()
-    for name, spending in (
-        ("all training", plan.training),
-        ("all evaluation", plan.evaluation),
-        ("still to do", plan.to_do),
-    ):
-        table.add_row(name, "", *_planned_amounts(spending, _PLANNED))
-    return table
-
-
-def _planned_gpus(plan: Plan, groups: Iterable[StageGroup]) -> Table:
-    """GPUs, memory and hours of the stages still to do."""
-    from headwater.report.quantities import count, hours, spent
-
-    parts = ("weights", "optimiser", "activations", "KV cache", "beside", "rows")
-    table = _table("stage", "model", "on", "stages", "GPUs", "each", "h", "GPU-h", *parts)
-    table.title = "on GPUs, still to do: how many a stage needs, memory of each, hours of all"
-    for group in groups:
-        need = group.largest
-        if need is None:
-            continue
-        held = (
-            need.weights_bytes,
-            need.optimiser_bytes,
-            need.activations_bytes,
-            need.kv_cache_bytes,
-            need.beside_bytes,
-        )
-        table.add_row(
-            group.kind,
-            Text(visible(group.model)),
-            Text(visible(group.pool or "")),
-            str(group.stages),
-            str(need.gpus),
-            spent("peak_memory_bytes", need.bytes_per_gpu),
-            hours(group.spending.seconds / 3600),
-            hours(group.gpu_hours),
-            *(spent("peak_memory_bytes", amount) for amount in held),
-            count(need.decoding_rows) if need.decoding_rows else "-",
-        )
-    table.add_section()
-    totals = (hours(plan.to_do.seconds / 3600), hours(plan.gpu_hours))
-    table.add_row("total", "", "", "", "", "", *totals)
-    return table
-
-
-def _planned_amounts(spending: Spending, names: Iterable[str]) -> list[str]:
-    from headwater.report.quantities import spent
-
-    amounts = spending.as_dict()
-    return [spent(name, amounts[name]) for name in names]
+    print_plan(console, plan)
 
 
 def show_batch(batch: BatchDone) -> None:

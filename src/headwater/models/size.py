@@ -46,7 +46,9 @@ class ModelSize:
     parameters: all, a tied embedding counted once. matmul_parameters: those that every
     token is multiplied with (layers and head, not the input embedding; of experts the
     active ones). kv_values_per_token: numbers the KV cache keeps of one token.
-    attention_width: of all query heads together.
+    attention_width: of all query heads together. layer_parameters: of the largest layer;
+    root_parameters: of embedding, last norm and head. intermediate: width of the MLP that one
+    token goes through; head_norms: whether queries and keys have norms of their own.
     """
 
     parameters: int
@@ -56,6 +58,15 @@ class ModelSize:
     vocabulary: int
     kv_values_per_token: int
     attention_width: int
+    layer_parameters: int
+    root_parameters: int
+    intermediate: int
+    head_norms: bool
+
+    @property
+    def attention_parameters(self) -> int:
+        """Weights of one layer's query, key and value projections."""
+        return self.hidden * (self.attention_width + self.kv_values_per_token // self.layers)
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:
@@ -85,14 +96,19 @@ def model_size(config: Mapping[str, Any]) -> ModelSize:
     body = layers * per_layer + hidden
     tied = config.get("tie_word_embeddings", family in TIED_UNLESS_SAID)
     embedding = vocabulary * hidden
+    root = hidden + embedding * (1 if tied else 2)
     return ModelSize(
-        parameters=body + sum(total for total, _ in mlps) + embedding * (1 if tied else 2),
+        parameters=layers * per_layer + sum(total for total, _ in mlps) + root,
         matmul_parameters=body + sum(active for _, active in mlps) + embedding,
         layers=layers,
         hidden=hidden,
         vocabulary=vocabulary,
         kv_values_per_token=2 * layers * kv_heads * head_dim,
         attention_width=heads * head_dim,
+        layer_parameters=per_layer + max(total for total, _ in mlps),
+        root_parameters=root,
+        intermediate=max(active for _, active in mlps) // (3 * hidden),
+        head_norms=family in QK_NORM,
     )
 
 

@@ -44,7 +44,7 @@ class Policy(Protocol):
         """A folder of safetensors with the weights as they are: `folder`, or one that has them."""
 
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> np.ndarray:
-        """Log-probabilities of a response at temperature 1, float32 [T]; None: not to be asked."""
+        """Log-probabilities of a response at temperature 1, float32 [T]."""
 
 
 @dataclass(slots=True)

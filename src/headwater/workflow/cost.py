@@ -1,39 +1,58 @@
 """FLOPs, memory and time that a stage's counts stand for, on a CPU or on GPUs.
 
-Orders of magnitude, from the constants here and in `gpus`; prompts are left out.
+Prompts are left out.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 from headwater.ledger.spending import Spending
 from headwater.models.size import ModelSize
-from headwater.workflow.gpus import GpuNeed, GpuOffer, gpu_need
+from headwater.workflow.calibration import Calibration
+from headwater.workflow.devices import DeviceNeed, Offer, device_need
 from headwater.workflow.stage_work import StageWork
 
-#: Bytes a trained parameter takes: float32 master, two Adam moments, gradient; compute copy.
-_TRAINED_PARAMETER_BYTES = 4 + 8 + 4 + 2
-#: Activations kept for the backward pass, in values of the hidden width per token and layer.
-_ACTIVATION_WIDTHS = 18
-_VALUE_BYTES = 4
 #: What a process holds before any model: Python, torch, transformers.
-_PROCESS_BYTES = 400 * 2**20
-#: Rows of a batch that decode together.
-_DECODING_ROWS = 256
-#: What a layer costs a CPU however small it is.
-_SECONDS_PER_LAYER = 4e-4
+PROCESS_BYTES = 400 * 2**20
+_NO_LIMIT = 2**60
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it would run: "cpu" or "cuda", worker processes, threads of each, and GPUs."""
+    """Where it would run: "cpu" or "cuda", worker processes, threads of each, and devices (on a
+    CPU: processes, whose memory has no limit; `offer.rates` are one thread's)."""
 
     device: str
     processes: int
     threads: int
-    offer: GpuOffer = field(default_factory=GpuOffer)
+    offer: Offer = field(default_factory=Offer)
+
+    def offered(self, size: ModelSize) -> Offer:
+        """The devices as a model of this size sees them."""
+        if self.device == "cuda":
+            return self.offer
+        narrow = size.hidden >= 256 and self.offer.value_bytes == 2
+        return replace(
+            self.offer,
+            memory_bytes=_NO_LIMIT,
+            count=None,
+            rates=with_threads(self.offer.rates, self.threads),
+            packs_weights=True,
+            value_bytes=2 if narrow else 4,
+        )
+
+
+def with_threads(rates: Calibration, threads: int) -> Calibration:
+    """A process of several threads: products go so many times faster, memory does not."""
+    return replace(
+        rates,
+        training_flops=rates.training_flops * threads,
+        scoring_flops=rates.scoring_flops * threads,
+        decoding_flops=rates.decoding_flops * threads,
+        small_flops=rates.small_flops * threads,
+        small_decoding_flops=rates.small_decoding_flops * threads,
+    )
 
 
 def stage_cost(
@@ -41,12 +60,10 @@ def stage_cost(
     size: ModelSize | None,
     teacher: ModelSize | None,
     machine: Machine,
-    value_bytes: int = 2,
-) -> tuple[Spending, GpuNeed | None]:
-    """Counts with their cost, and what that is of GPUs; neither cost where a size is unknown.
+) -> tuple[Spending, DeviceNeed | None]:
+    """Counts with their cost, and what that is of devices; neither cost where a size is unknown.
 
     size: of the model that samples or is trained; teacher: of another that reads what it samples.
-    value_bytes: of a weight on a GPU.
     """
     counts = Spending(
         labels=work.labels,
@@ -59,19 +76,16 @@ def stage_cost(
     )
     if size is None or work == StageWork():
         return counts, None
-    flops = _flops(work, counts, size, teacher or size)
-    if machine.device == "cuda":
-        beside = teacher or (size if work.referenced else None)
-        need = gpu_need(work, size, beside, machine.offer, value_bytes)
-        return (
-            replace(
-                counts, flops=flops, seconds=need.seconds, peak_memory_bytes=need.bytes_per_gpu
-            ),
-            need,
-        )
-    seconds = _seconds(work, flops, size, machine.threads)
-    memory = _memory(work, size, teacher or size)
-    return replace(counts, flops=flops, seconds=seconds, peak_memory_bytes=memory), None
+    beside = teacher or (size if work.referenced else None)
+    need = device_need(work, size, beside, machine.offered(size))
+    process = PROCESS_BYTES if machine.device == "cpu" else 0
+    cost = replace(
+        counts,
+        flops=_flops(work, counts, size, teacher or size),
+        seconds=need.seconds.total,
+        peak_memory_bytes=need.bytes_per_device + process,
+    )
+    return cost, need
 
 
 def _flops(work: StageWork, counts: Spending, size: ModelSize, teacher: ModelSize) -> float:
@@ -81,24 +95,3 @@ def _flops(work: StageWork, counts: Spending, size: ModelSize, teacher: ModelSiz
         own += 2.0 * counts.trained_tokens
     scoring = 2.0 * counts.teacher_scored_tokens * teacher.matmul_parameters
     return own * size.matmul_parameters + scoring
-
-
-def _seconds(work: StageWork, flops: float, size: ModelSize, threads: int) -> float:
-    """On cores at what large products reach, which is more in bf16, beyond tiny models."""
-    rate = threads * (1.5e11 if size.parameters > 20_000_000 else 3e10)
-    rows = work.rollouts / max(work.rollout_batches, 1)
-    decode_steps = work.rollout_batches * math.ceil(rows / _DECODING_ROWS) * work.mean_new_tokens
-    micro_batches = max(work.updates, work.trained_tokens // max(work.micro_batch_tokens, 1))
-    fixed = (decode_steps + 4 * micro_batches) * size.layers * _SECONDS_PER_LAYER
-    return fixed + flops / rate
-
-
-def _memory(work: StageWork, size: ModelSize, teacher: ModelSize) -> int:
-    """The larger of what training and what sampling holds, in bytes."""
-    activations = work.micro_batch_tokens * size.layers * size.hidden * _ACTIVATION_WIDTHS
-    training = size.parameters * _TRAINED_PARAMETER_BYTES + activations * _VALUE_BYTES
-    rows = min(_DECODING_ROWS, work.rows_per_batch)
-    cache = rows * work.max_new_tokens * size.kv_values_per_token
-    sampling = (size.parameters + cache) * _VALUE_BYTES
-    beside = teacher.parameters * _VALUE_BYTES if work.scored else 0
-    return _PROCESS_BYTES + beside + max(training if work.updates else 0, sampling)

@@ -1,6 +1,6 @@
 """What a run would take, before anything is trained: counts, and the cost they stand for.
 
-Counts are those of `stage_work`; FLOPs, memory and time are `cost`'s.
+Counts are those of `stage_work`; FLOPs, memory and time are `cost`'s and `devices`'.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from headwater.config.recipe import Recipe
 from headwater.ledger.spending import Spending
 from headwater.models.size import ModelSize, model_configs, model_size
 from headwater.workflow.cost import Machine, stage_cost
-from headwater.workflow.gpus import GpuNeed, assumptions
+from headwater.workflow.critical_path import Duty, Schedule, schedule
+from headwater.workflow.devices import DeviceNeed
 from headwater.workflow.graph import Graph
+from headwater.workflow.plan_words import assumptions, device_warnings
 from headwater.workflow.stage_work import work_of
 from headwater.workflow.study import Study
 
@@ -34,7 +36,7 @@ class StageEstimate:
     arms: tuple[str, ...]
     cached: bool
     spending: Spending
-    gpus: GpuNeed | None = None  # on GPUs, where the size is known
+    devices: DeviceNeed | None = None  # where the size is known
 
     @property
     def shared(self) -> bool:
@@ -53,6 +55,19 @@ class ArmEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """What is still to do, side by side: `devices` of a kind, `per_node` in a node; on a CPU,
+    worker processes. constants: what the seconds rest on, name -> (value, where it comes from)."""
+
+    device: str
+    devices: int
+    per_node: int
+    schedule: Schedule
+    about: str
+    constants: Mapping[str, tuple[float, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The whole estimate. `training` counts every distinct stage once, `to_do` leaves out the
     cached ones and takes evaluation in."""
@@ -63,7 +78,8 @@ class Plan:
     training: Spending
     evaluation: Spending
     to_do: Spending
-    gpu_hours: float = 0.0  # still to do; 0 on a CPU
+    cluster: Cluster
+    device_hours: float = 0.0  # still to do
     assumptions: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -71,7 +87,7 @@ class Plan:
         """Plain values for JSON."""
         plain = asdict(self)
         for stage, row in zip(self.stages, plain["stages"], strict=True):
-            row["gpus"] = None if stage.gpus is None else stage.gpus.as_dict()
+            row["devices"] = None if stage.devices is None else stage.devices.as_dict()
         return plain
 
 
@@ -89,17 +105,17 @@ def estimate(
     """
     graph = study.graph
     sizes = model_sizes(study.recipe)
-    value_bytes = 4 if study.recipe.compute.precision == "float32" else 2
     stages: dict[str, StageEstimate] = {}
+    costs: dict[Any, tuple[Spending, DeviceNeed | None]] = {}
     for fingerprint, node in graph.nodes.items():
-        spending, need = stage_cost(
-            work_of(study, node, mean_response),
-            sizes[node.model_name],
-            # A teacher that samples for others is the stage's own model, not one beside it.
-            sizes[graph.nodes[node.teacher].model_name] if node.teacher and node.model else None,
-            machine,
-            value_bytes,
+        # A teacher that samples for others is the stage's own model, not one beside it.
+        beside = (
+            sizes[graph.nodes[node.teacher].model_name] if node.teacher and node.model else None
         )
+        asked = (work_of(study, node, mean_response), sizes[node.model_name], beside)
+        if asked not in costs:
+            costs[asked] = stage_cost(*asked, machine)
+        spending, need = costs[asked]
         stages[fingerprint] = StageEstimate(
             fingerprint=fingerprint,
             kind=node.kind,
@@ -109,13 +125,14 @@ def estimate(
             arms=graph.users[fingerprint],
             cached=fingerprint in cached,
             spending=spending,
-            gpus=need,
+            devices=need,
         )
 
     def total(fingerprints: Iterable[str]) -> Spending:
         return _total([stages[f] for f in fingerprints], len(study.pools["labels"]))
 
     waiting = [f for f in graph.nodes if f not in cached]
+    cluster = _cluster({f: stages[f] for f in waiting}, graph, machine)
     plan = Plan(
         name=study.recipe.name,
         stages=tuple(stages.values()),
@@ -125,23 +142,20 @@ def estimate(
         ),
         training=total(f for f, node in graph.nodes.items() if not node.is_evaluation),
         evaluation=total(f for f, node in graph.nodes.items() if node.is_evaluation),
-        to_do=replace(
-            total(waiting), seconds=_wall_seconds(waiting, stages, graph, machine.processes)
-        ),
+        to_do=replace(total(waiting), seconds=cluster.schedule.seconds),
+        cluster=cluster,
     )
-    needs = [stages[f].gpus for f in waiting]
-    warnings = (
-        *study.warnings,
-        *_budget_warnings(study, plan),
-        *_size_warnings(sizes),
-        *_offer_warnings(needs, machine),
-    )
-    on_gpus = machine.device == "cuda"
+    needs = [stages[f].devices for f in waiting]
     return replace(
         plan,
-        gpu_hours=sum(need.gpu_hours for need in needs if need is not None),
-        assumptions=assumptions(machine.offer, mean_response) if on_gpus else None,
-        warnings=warnings,
+        device_hours=sum(need.device_hours for need in needs if need is not None),
+        assumptions=assumptions(machine, mean_response) if machine.device == "cuda" else None,
+        warnings=(
+            *study.warnings,
+            *_budget_warnings(study, plan),
+            *_size_warnings(sizes),
+            *device_warnings([stages[f] for f in waiting], machine),
+        ),
     )
 
 
@@ -181,18 +195,28 @@ def _distinct_labels(chosen: Iterable[StageEstimate], label_pool_size: int) -> i
     return min(inside, label_pool_size) + sum(n for (apart, _), n in read.items() if apart)
 
 
-def _wall_seconds(
-    waiting: Iterable[str], stages: Mapping[str, StageEstimate], graph: Graph, processes: int
-) -> float:
-    """Time with `processes` stages at once: no less than the longest chain of parents."""
-    ends: dict[str, float] = {}
-    work = 0.0
-    for fingerprint in waiting:
-        seconds = stages[fingerprint].spending.seconds
-        begins = max((ends.get(p, 0.0) for p in graph.nodes[fingerprint].parents), default=0.0)
-        ends[fingerprint] = begins + seconds
-        work += seconds
-    return max(work / processes, max(ends.values(), default=0.0))
+def _cluster(waiting: Mapping[str, StageEstimate], graph: Graph, machine: Machine) -> Cluster:
+    """The stages to do side by side: on all GPUs, or on a CPU in so many worker processes."""
+    on_gpus = machine.device == "cuda"
+    duties = {
+        fingerprint: Duty(
+            seconds=stage.spending.seconds,
+            devices=stage.devices.devices if on_gpus and stage.devices else 1,
+            parents=graph.nodes[fingerprint].parents,
+        )
+        for fingerprint, stage in waiting.items()
+    }
+    largest = max((duty.devices for duty in duties.values()), default=1)
+    devices = (machine.offer.count or largest) if on_gpus else machine.processes
+    rates = machine.offer.rates
+    return Cluster(
+        device=machine.device,
+        devices=devices,
+        per_node=machine.offer.per_node,
+        schedule=schedule(duties, max(devices, 1)),
+        about=rates.about,
+        constants=rates.table(),
+    )
 
 
 def _budget_warnings(study: Study, plan: Plan) -> Iterable[str]:
@@ -203,16 +227,6 @@ def _budget_warnings(study: Study, plan: Plan) -> Iterable[str]:
                 f"budget.{name}={limit:.0f} may stop the run: its stages take up to {needed:.0f}; "
                 "raise it, or shorten the stages"
             )
-
-
-def _offer_warnings(needs: Iterable[GpuNeed | None], machine: Machine) -> Iterable[str]:
-    offered = machine.offer.count
-    larger = [need.smallest for need in needs if need is not None and need.gpus != offered]
-    if offered is not None and larger:
-        yield (
-            f"--gpus {offered} is too few for {len(larger)} of the stages, which need up to "
-            f"{max(larger)}: they are planned with the fewest that each fits on"
-        )
 
 
 def _size_warnings(sizes: Mapping[str, ModelSize | None]) -> Iterable[str]:

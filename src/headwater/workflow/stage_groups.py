@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from headwater.ledger.spending import Spending
+from headwater.workflow.devices import DeviceNeed
 from headwater.workflow.estimate import StageEstimate
-from headwater.workflow.gpus import GpuNeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class StageGroup:
     seeds: tuple[int, ...]
     arms: tuple[str, ...]
     spending: Spending
-    largest: GpuNeed | None
-    gpu_hours: float
+    largest: DeviceNeed | None
+    device_hours: float
 
 
 def grouped(stages: Iterable[StageEstimate]) -> tuple[StageGroup, ...]:
@@ -39,7 +39,7 @@ def grouped(stages: Iterable[StageEstimate]) -> tuple[StageGroup, ...]:
 
 def _group(members: list[StageEstimate]) -> StageGroup:
     first = members[0]
-    needs = [stage.gpus for stage in members if stage.gpus is not None]
+    needs = [stage.devices for stage in members if stage.devices is not None]
     return StageGroup(
         kind=first.kind,
         model=first.model,
@@ -49,8 +49,8 @@ def _group(members: list[StageEstimate]) -> StageGroup:
         seeds=tuple(sorted({stage.seed for stage in members})),
         arms=tuple(dict.fromkeys(arm for stage in members for arm in stage.arms)),
         spending=_together([stage.spending for stage in members]),
-        largest=max(needs, key=lambda need: (need.gpus, need.bytes_per_gpu), default=None),
-        gpu_hours=sum(need.gpu_hours for need in needs),
+        largest=max(needs, key=lambda need: (need.devices, need.bytes_per_device), default=None),
+        device_hours=sum(need.device_hours for need in needs),
     )
 
 

@@ -29,6 +29,8 @@ from headwater.workflow.study import Study
 #: Solutions and traces are rarely as long as the length limit.
 _MEAN_SOLUTION_TOKENS = 128
 _MEAN_TRACE_TOKENS = 48
+#: Tokens that are scored at once where nothing is trained (`teacher_rollouts`, `evals.probe`).
+_SCORED_TOKENS, _PROBED_TOKENS = 16384, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,10 @@ class StageWork:
     rollouts are drawn in `rollout_batches` of equal size, each at most `max_new_tokens` long and
     `mean_new_tokens` on average, as are responses that are only trained on. `scored`: a teacher
     reads them too; `referenced`: the model as it was at the start reads what is trained on. A
-    micro-batch of training has `micro_batch_tokens`: a group of rollouts is never divided.
+    micro-batch of training has `micro_batch_tokens`: a group of rollouts is never divided. An
+    update learns from `groups_per_update` groups of at most `group_tokens` tokens (where nothing
+    is trained: as many of a batch are scored), and the stage saves itself every
+    `checkpoint_seconds`.
     """
 
     updates: int = 0
@@ -61,6 +66,14 @@ class StageWork:
     verifier_calls: int = 0
     prompts: int = 0
     micro_batch_tokens: int = 0
+    groups_per_update: int = 0
+    group_tokens: int = 0
+    checkpoint_seconds: float = 0.0
+
+    @property
+    def prompts_per_batch(self) -> int:
+        """Prompts whose rollouts are drawn together."""
+        return math.ceil(self.prompts / max(self.rollout_batches, 1))
 
     @property
     def generated_tokens(self) -> int:
@@ -109,6 +122,9 @@ def _probe(stage: Diagnostics, pool_size: int, lengths: Lengths) -> StageWork:
         mean_new_tokens=lengths.mean,
         scored=True,
         prompts=prompts,
+        micro_batch_tokens=max(_PROBED_TOKENS, stage.rollouts_per_prompt * lengths.longest),
+        groups_per_update=prompts,
+        group_tokens=stage.rollouts_per_prompt * lengths.longest,
     )
 
 
@@ -119,6 +135,9 @@ def _pretrain(stage: PretrainStage, pool_size: int, lengths: Lengths) -> StageWo
         trained_tokens=tokens,
         mean_new_tokens=_MEAN_TRACE_TOKENS,
         micro_batch_tokens=min(stage.micro_batch_tokens, tokens // stage.steps),
+        groups_per_update=stage.batch_size,
+        group_tokens=_MEAN_TRACE_TOKENS,
+        checkpoint_seconds=stage.checkpoint_seconds,
     )
 
 
@@ -131,6 +150,9 @@ def _sft(stage: SFTStage, pool_size: int, lengths: Lengths) -> StageWork:
         mean_new_tokens=_MEAN_SOLUTION_TOKENS,
         labels=min(pool_size, updates * stage.batch_size),
         micro_batch_tokens=min(stage.micro_batch_tokens, tokens // max(updates, 1)),
+        groups_per_update=stage.batch_size,
+        group_tokens=_MEAN_SOLUTION_TOKENS,
+        checkpoint_seconds=stage.checkpoint_seconds,
     )
 
 
@@ -151,6 +173,9 @@ def _grpo(stage: GRPOStage, pool_size: int, lengths: Lengths) -> StageWork:
         verifier_calls=rollouts * rounds,
         prompts=prompts * rounds,
         micro_batch_tokens=_micro_batch(stage, group, stage.prompts_per_step),
+        groups_per_update=stage.prompts_per_step,
+        group_tokens=group,
+        checkpoint_seconds=stage.checkpoint_seconds,
     )
 
 
@@ -162,6 +187,9 @@ def _teacher_rollouts(stage: TeacherRolloutsStage, pool_size: int, lengths: Leng
         mean_new_tokens=lengths.mean,
         scored=stage.targets is not None,
         prompts=pool_size,
+        micro_batch_tokens=max(_SCORED_TOKENS, stage.rollouts_per_prompt * lengths.longest),
+        groups_per_update=min(stage.prompts_per_batch, pool_size),
+        group_tokens=stage.rollouts_per_prompt * lengths.longest,
     )
 
 
@@ -176,12 +204,16 @@ def _cached_rollouts(
         trained_tokens=updates * rows * lengths.mean,
         mean_new_tokens=lengths.mean,
         micro_batch_tokens=_micro_batch(stage, lengths.longest, rows),
+        groups_per_update=rows,
+        group_tokens=lengths.longest,
+        checkpoint_seconds=stage.checkpoint_seconds,
     )
 
 
 def _opd(stage: OPDStage, pool_size: int, lengths: Lengths) -> StageWork:
     prompts = stage.steps * stage.prompts_per_step
     rollouts = prompts * stage.group_size
+    group = stage.group_size * lengths.longest
     return StageWork(
         updates=stage.steps,
         trained_tokens=rollouts * lengths.mean,
@@ -191,9 +223,10 @@ def _opd(stage: OPDStage, pool_size: int, lengths: Lengths) -> StageWork:
         mean_new_tokens=lengths.mean,
         scored=True,
         prompts=prompts,
-        micro_batch_tokens=_micro_batch(
-            stage, stage.group_size * lengths.longest, stage.prompts_per_step
-        ),
+        micro_batch_tokens=_micro_batch(stage, group, stage.prompts_per_step),
+        groups_per_update=stage.prompts_per_step,
+        group_tokens=group,
+        checkpoint_seconds=stage.checkpoint_seconds,
     )
 
 

@@ -1,0 +1,130 @@
+"""The plan's formulas of memory beside what the engine holds, byte by byte, on a small model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from headwater.config.stages import GRPOStage
+from headwater.engine.decoder import decoder_of
+from headwater.engine.forward import hidden_at_targets, load_engine_model
+from headwater.engine.packing import PackedGroup, pack
+from headwater.engine.update import Updater
+from headwater.losses.chunked_head import chunk_tokens
+from headwater.models.size import model_size
+from headwater.models.tiny import tiny_model
+from headwater.models.tiny_sizes import tiny_config_values
+from headwater.workflow.device_memory import (
+    DeviceMemory,
+    Placement,
+    activation_values,
+    device_memory,
+)
+from headwater.workflow.stage_work import StageWork
+
+NAME, GROUPS, GROUP, PROMPT, LENGTH = "teacher", 3, 4, 5, 40
+SIZE = model_size(tiny_config_values(NAME))
+TOKENS = GROUPS * GROUP * LENGTH
+WORK = StageWork(
+    updates=1,
+    trained_tokens=TOKENS,
+    rollouts=GROUPS * GROUP,
+    rollout_batches=1,
+    max_new_tokens=LENGTH,
+    mean_new_tokens=LENGTH,
+    prompts=GROUPS,
+    micro_batch_tokens=TOKENS,
+    groups_per_update=GROUPS,
+    group_tokens=GROUP * LENGTH,
+)
+
+
+def planned(dtype: torch.dtype) -> DeviceMemory:
+    value_bytes = torch.finfo(dtype).bits // 8
+    return device_memory(WORK, SIZE, None, Placement(value_bytes=value_bytes, packs_weights=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tiny_model(NAME, 0).save_pretrained(path)
+    return path
+
+
+def in_training(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Updater]:
+    model = load_engine_model(folder, torch.float32, torch.device("cpu"))
+    return model, Updater(model, GRPOStage(), 10, dtype)
+
+
+def size_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of different memory."""
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_and_moments_are_what_the_updater_holds(folder: Path, dtype: torch.dtype) -> None:
+    model, updater = in_training(folder, dtype)
+    plan = planned(dtype)
+    assert size_of(updater.masters) == plan.masters
+    assert size_of(updater._optimizer.means + updater._optimizer.squares) == plan.moments
+    both = size_of([*updater.masters, *model.parameters()])
+    assert both == plan.masters + plan.training_weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_keep_for_the_backward_pass_what_the_plan_says(
+    folder: Path, dtype: torch.dtype
+) -> None:
+    model, _ = in_training(folder, dtype)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept.append(tensor)
+        return tensor
+
+    groups = [
+        PackedGroup(
+            tuple(range(6, 6 + PROMPT)),
+            tuple(tuple(10 + (row + i) % 40 for i in range(LENGTH)) for row in range(GROUP)),
+            tuple(range(group * GROUP, (group + 1) * GROUP)),
+        )
+        for group in range(GROUPS)
+    ]
+    tokens = pack(groups, dtype=dtype, device="cpu")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = hidden_at_targets(model, tokens)
+    assert hidden.requires_grad
+    # the plan's tokens are responses; the flat row has the prompts too, and no last tokens
+    wide = [t for t in kept if t.dim() >= 2 and t.shape[0] == tokens.tokens]
+    value_bytes = torch.finfo(dtype).bits // 8
+    found = size_of(t for t in wide if t.dtype == dtype) / tokens.tokens / value_bytes
+    # a layer's output is the next one's input; the last one's belongs to the final norm
+    assert found == pytest.approx(SIZE.layers * activation_values(SIZE), rel=0.05)
+
+
+def test_decoding_packs_what_it_multiplies_with(folder: Path) -> None:
+    model, _ = in_training(folder, torch.float32)
+    decoder = decoder_of(model, SIZE.vocabulary)
+    packed = 0
+    for layer in decoder._layers:  # type: ignore[attr-defined]
+        linears = (layer._qkv, layer._o, layer._gate, layer._up, layer._down)
+        packed += sum(linear._weight.numel() for linear in linears)
+    packed += decoder._head._weight.numel()  # type: ignore[attr-defined]
+    assert packed * 4 == pytest.approx(planned(torch.float32).packed_weights, rel=0.01)  # no norms
+
+
+def test_chunks_of_logits_are_as_long_as_the_loss_makes_them() -> None:
+    for vocabulary in (100, 50_000, 151_936, 260_000):
+        size = replace(SIZE, vocabulary=vocabulary, root_parameters=vocabulary * SIZE.hidden)
+        work = replace(WORK, micro_batch_tokens=10**6, groups_per_update=10**5)
+        found = device_memory(work, size, None, Placement(value_bytes=4)).head
+        chunk = chunk_tokens(vocabulary) * vocabulary * 4
+        assert found == min(chunk, 10**6 * vocabulary * 4) + vocabulary * SIZE.hidden * 4

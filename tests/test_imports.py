@@ -33,7 +33,7 @@ LAYERS = (
     {"stages", "evals"},
     {"workflow"},
     {"report"},
-    {"api", "cli", "comparison", "console", "doctor", "recipes", "__main__"},
+    {"api", "cli", "comparison", "console", "doctor", "options", "recipes", "__main__"},
 )
 STAGES = {
     "source",

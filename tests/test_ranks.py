@@ -95,6 +95,7 @@ def runs(student: Path, teacher: Path, cached: Path) -> Runs:
             "grpo_k3": job(
                 "grpo_k3", GRPOStage(**ROLLOUT, **SMALL, kl=k3, updates_per_batch=2), labels=True
             ),
+            "grpo_ahead": job("grpo_ahead", GRPOStage(**ROLLOUT, overlap=True), labels=True),
             "grpo_exact": job(
                 "grpo_exact",
                 GRPOStage(**ROLLOUT, kl=exact, dynamic_sampling=DynamicSampling()),

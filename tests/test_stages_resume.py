@@ -96,6 +96,8 @@ CONFIGS = {
     "grpo-k3": GRPOStage(**ROLLOUT, kl=KLPenalty(coefficient=0.1, estimator="k3")),
     "grpo-exact": GRPOStage(**ROLLOUT, kl=KLPenalty(coefficient=0.1, estimator="exact")),
     "grpo-sequence": GRPOStage(**ROLLOUT, normalization="sequence", advantage="group_mean"),
+    "grpo-ahead": GRPOStage(**ROLLOUT, overlap=True),
+    "opd-ahead": OPDStage(**ROLLOUT, overlap=True),
     "opd": OPDStage(**ROLLOUT),
     "opd-forward": OPDStage(**ROLLOUT, kl=ForwardKL()),
     "opd-mixed": OPDStage(**ROLLOUT, kl=MixedKL(forward_weight=0.3), targets=TopK(k=8)),

@@ -18,6 +18,19 @@ from rich.console import Console
 
 from headwater import __version__, api, console
 from headwater.errors import HeadwaterError, InputError
+from headwater.options import (
+    ArmsOption,
+    JsonOption,
+    NprocOption,
+    OutOption,
+    ProfileOption,
+    RayOption,
+    RecipeArgument,
+    RunArgument,
+    SeedsOption,
+    SetOption,
+    VerifierOption,
+)
 from headwater.redaction import redact
 from headwater.visible import one_line, visible
 
@@ -30,33 +43,6 @@ app = typer.Typer(
 
 # Wrong arguments, under whichever name this version of typer has for them.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
-]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a.b=value; repeatable.")
-]
-ProfileOption = Annotated[
-    str | None,
-    typer.Option("--profile", metavar="NAME", help="Lay this profile of the recipe over it."),
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME.")
-]
-SeedsOption = Annotated[
-    str | None, typer.Option("--seeds", metavar="0,1,2", help="Instead of the recipe's seeds.")
-]
-ArmsOption = Annotated[str | None, typer.Option("--arms", metavar="x,y", help="Only these arms.")]
-VerifierOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="math, exact, reasoning_gym, python:module:function or reward:module:function.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,28 +91,15 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Sets compute.deterministic=true.")
     ] = False,
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            "--nproc",
-            metavar="N",
-            min=1,
-            help="Processes that share each stage, a GPU each; sets compute.ranks.",
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray", metavar="ADDRESS", help="Stages on a Ray cluster: auto, local or HOST:PORT."
-        ),
-    ] = None,
+    nproc: NprocOption = None,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
     if api.follow():
         return
     switches = ["compute.deterministic=true"] if deterministic else []
-    switches += [f"compute.ranks={ranks}"] if ranks is not None else []
+    switches += [f"compute.ranks={nproc}"] if nproc is not None else []
     result = api.run(
         recipe,
         out,

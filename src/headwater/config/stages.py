@@ -153,7 +153,10 @@ class DynamicSampling(Settings):
 
 
 class GRPOStage(TrainingStage):
-    """Group-relative policy optimisation with a verifier's reward."""
+    """Group-relative policy optimisation with a verifier's reward.
+
+    overlap: the next step's rollouts are drawn before this step's update, by servers during it.
+    """
 
     kind: Literal["grpo"] = "grpo"
     steps: PositiveInt = 100
@@ -167,7 +170,18 @@ class GRPOStage(TrainingStage):
     importance_cap: PositiveFloat | None = 2.0
     kl: KLPenalty = KLPenalty(coefficient=0.0)
     dynamic_sampling: DynamicSampling | None = None
+    overlap: bool = False
     sampling: Sampling | None = None
+
+    @model_validator(mode="after")
+    def _ahead(self) -> Self:
+        if self.overlap and self.dynamic_sampling is not None:
+            raise ValueError(
+                "overlap: true draws a step's prompts before it is known which groups of the step "
+                "before are flat, which dynamic_sampling waits for; remove one of them"
+            )
+        _require_correction(self)
+        return self
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
@@ -220,7 +234,12 @@ class SampleSFTStage(TrainingStage):
 
 
 class OPDStage(TrainingStage):
-    """On-policy distillation: a KL to the teacher on the student's own rollouts (Eq. 4)."""
+    """On-policy distillation: a KL to the teacher on the student's own rollouts (Eq. 4).
+
+    overlap: the next step's rollouts are drawn, and scored by servers, before this step's update.
+    importance_cap: for sampled targets; a KL over a distribution needs no weight for the token, and
+    with overlap is taken at states of the student as it was one update before.
+    """
 
     kind: Literal["opd"] = "opd"
     steps: PositiveInt = 100
@@ -231,7 +250,14 @@ class OPDStage(TrainingStage):
     teacher_temperature: PositiveFloat = 1.0
     normalization: Literal["token", "sequence", "constant"] = "token"
     importance_cap: PositiveFloat | None = 2.0
+    overlap: bool = False
     sampling: Sampling | None = None
+
+    @model_validator(mode="after")
+    def _ahead(self) -> Self:
+        if self.targets.kind == "sampled":
+            _require_correction(self)
+        return self
 
     @model_validator(mode="after")
     def _sampled_is_reverse(self) -> Self:
@@ -241,6 +267,15 @@ class OPDStage(TrainingStage):
                 "set kl: reverse, or targets: full or top_k"
             )
         return self
+
+
+def _require_correction(stage: GRPOStage | OPDStage) -> None:
+    """A stage that is off policy needs importance weights. Raises ValueError."""
+    if stage.overlap and stage.importance_cap is None:
+        raise ValueError(
+            "overlap: true trains on rollouts of weights one step older, which importance_cap: "
+            "null leaves uncorrected; set importance_cap, such as 2.0"
+        )
 
 
 ModelStage = PretrainStage | SFTStage | GRPOStage | WarmupStage | SampleSFTStage | OPDStage

@@ -17,9 +17,11 @@ from headwater.models.config_file import read_config
 from headwater.models.size import hidden_size, parameter_count
 from headwater.rollout.engines import Serving, make_vllm_teacher
 from headwater.rollout.scoring import FrozenModel
-from headwater.rollout.vllm_scoring import Pair, VLLMTeacher
+from headwater.rollout.vllm_scoring import VLLMTeacher
 from headwater.types import Rollout, SampledTargets, TeacherTargets, TopKTargets
-from headwater.world import SOLO, World
+
+#: A server's targets, a rollout each.
+ServedRows = list[TopKTargets] | list[SampledTargets]
 
 
 def most_logprobs(wanted: Targets | None) -> int:
@@ -34,8 +36,11 @@ class Teacher(Protocol):
     def parameters(self) -> int:
         """All of its parameters."""
 
-    def prepare(self, rollouts: Sequence[Rollout]) -> None:
-        """The rollouts that `targets` will be asked about next; row n is the n-th."""
+    def ask(self, rollouts: Sequence[Rollout]) -> ServedRows | None:
+        """Score rollouts ahead, where that is done elsewhere: by the main rank, in any thread."""
+
+    def prepare(self, rows: ServedRows | None) -> None:
+        """What `ask` said of the rollouts that `targets` will be asked about; row n is the n-th."""
 
     def targets(self, batch: TokenBatch) -> TeacherTargets:
         """What it thinks of each target of a micro-batch of those rows, in packing order."""
@@ -48,12 +53,12 @@ def make_teacher(
     wanted: Targets,
     temperature: float = 1.0,
     local: FrozenModel | None = None,
-    world: World = SOLO,
+    is_main: bool = True,
 ) -> Teacher:
     """The teacher in `serving.folder` with the engine of `compute.scoring`.
 
-    local: the same model where it is loaded already. world: ranks that ask together; the main one
-    asks servers for all. Raises InputError for what no server gives.
+    local: the same model where it is loaded already. is_main: whether this process may ask servers,
+    for the other ranks too. Raises InputError for what no server gives.
     """
     if not isinstance(compute.scoring, VLLM):
         if local is None:
@@ -71,8 +76,8 @@ def make_teacher(
             f"teacher_temperature={temperature:g} with compute.scoring: vllm, which scores at "
             "temperature 1 only; set teacher_temperature: 1.0, or compute.scoring: in_process"
         )
-    served = make_vllm_teacher(compute, serving, vocab_size) if world.is_main else None
-    return ServedTeacher(served, wanted, parameter_count(read_config(serving.folder)), world)
+    served = make_vllm_teacher(compute, serving, vocab_size) if is_main else None
+    return ServedTeacher(served, wanted, parameter_count(read_config(serving.folder)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +93,11 @@ class LocalTeacher:
         """All of its parameters."""
         return self.model.parameters
 
-    def prepare(self, rollouts: Sequence[Rollout]) -> None:
+    def ask(self, rollouts: Sequence[Rollout]) -> None:
         """Nothing: a micro-batch has all that it needs."""
+
+    def prepare(self, rows: ServedRows | None) -> None:
+        """Nothing."""
 
     def targets(self, batch: TokenBatch) -> TeacherTargets:
         """What it thinks of each target of a micro-batch."""
@@ -107,19 +115,20 @@ class ServedTeacher:
     served: VLLMTeacher | None
     wanted: TopK | SampledToken
     parameters: int
-    world: World = SOLO
-    _rows: list[TopKTargets] | list[SampledTargets] = field(default_factory=list)
+    _rows: ServedRows = field(default_factory=list)
 
-    def prepare(self, rollouts: Sequence[Rollout]) -> None:
-        """Score these rollouts; kept until the next call."""
-        pairs = [(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts]
-        self._rows = self.world.from_main(lambda: self._ask(pairs))
-
-    def _ask(self, pairs: Sequence[Pair]) -> list[TopKTargets] | list[SampledTargets]:
+    def ask(self, rollouts: Sequence[Rollout]) -> ServedRows:
+        """The teacher's targets of each rollout."""
         assert self.served is not None
+        pairs = [(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts]
         if isinstance(self.wanted, TopK):
             return self.served.top_k(pairs, self.wanted.k)
         return self.served.sampled(pairs)
+
+    def prepare(self, rows: ServedRows | None) -> None:
+        """Keep what `ask` returned, until the next call."""
+        assert rows is not None
+        self._rows = rows
 
     def targets(self, batch: TokenBatch) -> TeacherTargets:
         """What the servers said of each target of a micro-batch of those rollouts."""

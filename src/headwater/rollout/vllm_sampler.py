@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,9 +75,26 @@ class VLLMSampler:
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
         """One tuple of rollouts per request, all of the policy's present version."""
+        self.push(requests)
+        return self.ask(requests)
+
+    def push(self, requests: Sequence[SampleRequest]) -> None:
+        """Give the servers the policy's weights, if these have changed, before such requests."""
+        if not requests:
+            return
+        version = self.policy.version()
+        if version != self._pushed:
+            self._checked = self._checked or requests[0].prompt_ids[-_CHECKED_TOKENS:]
+            weights = self.policy.write(self.scratch)
+            self.servers.load(weights, version, partial(self._check_scores, version))
+            self._pushed = version
+
+    def ask(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
+        """Rollouts of the weights pushed last, whatever has become of the policy's since."""
         if not requests:
             return []
-        version = self._push(requests[0].prompt_ids)
+        assert self._pushed is not None
+        version = self._pushed
         self._check_lengths(requests)
         bodies = [self._body(r.prompt_ids, key) for r in requests for key in r.keys]
         answers = iter(self.servers.ask(bodies))
@@ -86,18 +104,13 @@ class VLLMSampler:
             for r in requests
         ]
 
-    def _push(self, prompt_ids: tuple[int, ...]) -> int:
-        version = self.policy.version()
-        if version != self._pushed:
-            self._checked = self._checked or prompt_ids[-_CHECKED_TOKENS:]
-            self.servers.load(self.policy.write(self.scratch), version, self._check_scores)
-            self._pushed = version
-        return version
+    def _check_scores(self, version: int) -> None:
+        """Score one fixed sequence on both sides; raises StageError where they differ.
 
-    def _check_scores(self) -> None:
-        """Score one fixed sequence on both sides; raises StageError where they differ."""
+        Only at the push itself: at a server's later restart the policy may be in training.
+        """
         ids = self._checked
-        if len(ids) < 2:
+        if len(ids) < 2 or version == self._pushed:
             return
         ours = self.policy.logprobs(ids[:1], ids[1:])
         params = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}

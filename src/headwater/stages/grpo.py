@@ -14,6 +14,7 @@ from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.grpo import group_advantages, zero_variance
 from headwater.losses.token_losses import PolicySettings, PolicyTerms, policy_loss
+from headwater.stages.ahead import StepRollouts
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
@@ -51,6 +52,7 @@ class _GRPO:
             on_fewer_rows=learner.halved_rows,
             world=learner.world,
         )
+        self.rollouts = None if config.dynamic_sampling else StepRollouts(learner, self.source)
         self.reference = learner.frozen(job.model_dir) if config.kl.coefficient > 0 else None
 
     def step(self, step: int) -> None:
@@ -87,7 +89,12 @@ class _GRPO:
     ) -> tuple[list[Problem], RolloutBatch, list[str], list[Grade], dict[str, float]]:
         """Rollouts and grades; with dynamic sampling, flat groups are replaced by new ones."""
         config, learner = self.config, self.learner
-        rounds = 1 + (config.dynamic_sampling.max_rounds if config.dynamic_sampling else 0)
+        if self.rollouts is not None:
+            drawn = self.rollouts.take(step)
+            graded = self._grade(drawn.problems, drawn.batch.groups)
+            return *_apart(graded), self.rollouts.lag(drawn)
+        assert config.dynamic_sampling is not None
+        rounds = 1 + config.dynamic_sampling.max_rounds
         kept: list[_Graded] = []
         spare: list[_Graded] = []
         for round_ in range(rounds):
@@ -96,23 +103,16 @@ class _GRPO:
                 break
             problems = self.stream.take(learner.cursor, missing)
             learner.cursor += missing
-            for group in self._graded(problems, step * rounds + round_):
-                useful = len({grade.reward for grade in group[3]}) > 1 or rounds == 1
+            groups = self.source.draw(problems, config.group_size, step * rounds + round_)
+            for group in self._grade(problems, groups):
+                useful = len({grade.reward for grade in group[3]}) > 1
                 (kept if useful else spare).append(group)
         replaced = len(kept) + len(spare) - config.prompts_per_step
         kept = [*kept, *spare][: config.prompts_per_step]
-        extra = {"replaced_groups": float(replaced)} if config.dynamic_sampling else {}
-        return (
-            [problem for problem, *_ in kept],
-            RolloutBatch(tuple(group for _, group, *_ in kept)),
-            [text for *_, texts, _ in kept for text in texts],
-            [grade for *_, grades in kept for grade in grades],
-            extra,
-        )
+        return *_apart(kept), {"replaced_groups": float(replaced)}
 
-    def _graded(self, problems: Sequence[Problem], draw: int) -> list[_Graded]:
+    def _grade(self, problems: Sequence[Problem], groups: Sequence[RolloutGroup]) -> list[_Graded]:
         learner, size = self.learner, self.config.group_size
-        groups = self.source.draw(problems, size, draw)
         texts = [[self.source.text(r) for r in group.rollouts] for group in groups]
         assert learner.context.vault is not None
         generated = sum(len(r.response_ids) for g in groups for r in g.rollouts)
@@ -198,6 +198,18 @@ class _GRPO:
         if self.reference is None or self.config.kl.estimator == "exact":
             return None
         return self.reference.logprobs(tokens, self.source.sampling.temperature)
+
+
+def _apart(
+    graded: Sequence[_Graded],
+) -> tuple[list[Problem], RolloutBatch, list[str], list[Grade]]:
+    """Problems, their rollouts as one batch, and texts and grades in the order of its rows."""
+    return (
+        [problem for problem, *_ in graded],
+        RolloutBatch(tuple(group for _, group, *_ in graded)),
+        [text for *_, texts, _ in graded for text in texts],
+        [grade for *_, grades in graded for grade in grades],
+    )
 
 
 class _Memory:

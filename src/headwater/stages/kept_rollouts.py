@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from headwater.stages.rollouts import ROLLOUT_SCHEMA
 from headwater.storage import flush, sha256_of
 
+#: Names files of rollouts that are still to be trained on.
+_AHEAD = "ahead-"
 #: Rollouts that are in memory together when a stage publishes.
 _ROWS_AT_ONCE = 4096
 
@@ -39,6 +41,19 @@ class KeptRollouts:
             _write_rows(self._rows, part)
             self.files[part.relative_to(self._folder).as_posix()] = sha256_of(part)
             self._rows = []
+
+    def keep_ahead(self, step: int, write: Callable[[Path], None]) -> None:
+        """Keep rollouts of a step to come, in place of those kept before."""
+        path = self._folder / f"{_AHEAD}{step:09d}.parquet"
+        write(path)
+        self.files = {n: h for n, h in self.files.items() if not n.startswith(_AHEAD)}
+        self.files[path.name] = sha256_of(path)
+
+    @property
+    def ahead(self) -> Path | None:
+        """Where rollouts of a step to come are kept."""
+        names = [name for name in self.files if name.startswith(_AHEAD)]
+        return self._folder / names[0] if names else None
 
     def resume(self, files: Mapping[str, str], step: int) -> None:
         """Continue after a checkpoint at `step` that vouched for `files`; later parts go."""

@@ -55,7 +55,8 @@ class Learner(Trainee):
     """A model being trained by one stage, resumable at every step.
 
     Use as a context manager; iterate `steps()`, call `record` once a step, then `publish`.
-    `cursor` is the stage's own place in its data; it is saved with the weights.
+    `cursor` is the stage's own place in its data; it is saved with the weights, and so are files
+    in `kept`, which `before_saving` may add to: it is called by all ranks.
 
     Budgets stop a stage before a step changes any weight: updates are reserved before the step,
     sampling and labels are charged before the update that learns from them. What the unfinished
@@ -79,7 +80,8 @@ class Learner(Trainee):
         self._settles_each_step = self._reserves_updates
         self._done = 0
         self._spent_seconds = 0.0
-        self._rollouts = KeptRollouts(job.checkpoint_dir)
+        self.kept = KeptRollouts(job.checkpoint_dir)
+        self.before_saving: Callable[[], None] | None = None
         self._pending: dict[str, float] = {}
         self._save_seconds = 0.0
         self._resume()
@@ -121,6 +123,11 @@ class Learner(Trainee):
             self._refuse_alerts()
             if stop:
                 self.context.raise_if_stopped()
+
+    @property
+    def next_step(self) -> int:
+        """The step that `steps` gives next."""
+        return self._done
 
     def _refuse_alerts(self) -> None:
         if self.context.strict and self.alerts:
@@ -260,7 +267,7 @@ class Learner(Trainee):
             self.alerts.append(alert)
             self.context.report_alert(alert)
         if self.world.is_main:
-            self._rollouts.add(rollouts)
+            self.kept.add(rollouts)
         self._done = step + 1
         if self._settles_each_step or self.world.from_main(self._charge_is_due):
             self._settle()
@@ -296,6 +303,8 @@ class Learner(Trainee):
         began = time.perf_counter()
         ledger_position, cursor = self._settled
         folder = self.job.checkpoint_dir
+        if self.before_saving is not None:
+            self.before_saving()
         state = {
             **self.world.from_main(self._save_beside),
             "done": self._done,
@@ -314,10 +323,10 @@ class Learner(Trainee):
     def _save_beside(self) -> dict[str, Any]:
         """Write what lies beside the checkpoint; returns what vouches for it."""
         assert self._metrics is not None
-        self._rollouts.save(self._done)
+        self.kept.save(self._done)
         self._metrics.flush()
         return {
-            "files": self._rollouts.files,
+            "files": self.kept.files,
             "metrics_sha256": metrics_hash(self._metrics.path, self._done),
         }
 
@@ -333,7 +342,7 @@ class Learner(Trainee):
             self.updater.restore(found.read, int(state["updates"]))
         self.context.account.rewind(0 if found is None else int(found.state["ledger_position"]))
         if self.world.is_main:
-            self._rollouts.resume({} if found is None else found.state["files"], self._done)
+            self.kept.resume({} if found is None else found.state["files"], self._done)
 
     def _find_checkpoint(self) -> FoundCheckpoint | None:
         """The newest one that what lies beside it, and the ledger, bear out."""
@@ -369,7 +378,7 @@ class Learner(Trainee):
         self._metrics.close()
         shutil.copyfile(self._metrics.path, out / METRICS)
         write_alerts(sorted(self.alerts, key=lambda one: (one.step, one.guard)), out)
-        self._rollouts.publish(out / "rollouts.parquet")
+        self.kept.publish(out / "rollouts.parquet")
 
     def __enter__(self) -> Learner:
         return self

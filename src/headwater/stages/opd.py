@@ -20,9 +20,10 @@ from headwater.losses.token_losses import distillation_loss
 from headwater.models.compatibility import check_same_tokenizer
 from headwater.rollout.engines import Serving
 from headwater.rollout.teachers import make_teacher, most_logprobs
+from headwater.stages.ahead import StepRollouts
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
-from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
+from headwater.stages.rollouts import RolloutBatch, RolloutSource, readable_rows
 from headwater.types import LossSums
 
 
@@ -51,7 +52,6 @@ class _OPD:
         job = learner.job
         assert job.model_dir is not None and job.teacher_dir is not None
         self.learner, self.config = learner, config
-        self.stream = ProblemStream(job.problems, job.seed, job.stream)
         self.source = RolloutSource(
             job,
             learner.model,
@@ -74,24 +74,24 @@ class _OPD:
             config.targets,
             config.teacher_temperature,
             local=None if served else learner.frozen(job.teacher_dir),
-            world=learner.world,
+            is_main=learner.world.is_main,
         )
+        self.rollouts = StepRollouts(learner, self.source, self.teacher.ask)
 
     def step(self, step: int) -> None:
         """One batch of student rollouts and one update on the teacher's opinion of it."""
         config, learner = self.config, self.learner
         started = time.perf_counter()
-        problems = self.stream.take(learner.cursor, config.prompts_per_step)
-        learner.cursor += config.prompts_per_step
-        groups = self.source.draw(problems, config.group_size, step)
-        batch = RolloutBatch(tuple(groups))
+        drawn = self.rollouts.take(step)
+        problems, batch = drawn.problems, drawn.batch
         tokens = int(batch.lengths_N.sum())
         learner.charge_sampling(len(problems), tokens)
         sampled = time.perf_counter()
         weights_N, denominator = batch.token_weights(
             config.normalization, self.source.sampling.max_new_tokens
         )
-        self.teacher.prepare(batch.rollouts)
+        self.teacher.prepare(drawn.scores)
+        lag = self.rollouts.lag(drawn)
         packed = batch.packed()
         result = learner.update(packed, denominator, partial(self._loss, batch, weights_N))
         trained = sum(group.tokens for group in packed)
@@ -101,6 +101,7 @@ class _OPD:
         metrics = (
             dict(result.metrics)
             | batch.shape_metrics()
+            | lag
             | {
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,

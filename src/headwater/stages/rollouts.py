@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,7 @@ from headwater.models.end_tokens import end_token_ids
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.engines import Serving, make_sampler
 from headwater.rollout.sampler import MAX_ROWS, OnFewerRows, SampleRequest, SamplerSettings
+from headwater.rollout.vllm_sampler import VLLMSampler
 from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
 from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
@@ -30,6 +33,8 @@ from headwater.world import SOLO, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 #: Encoded prompts that are kept; of a pool beyond that each is encoded anew when its turn comes.
 _PROMPTS_KEPT = 65_536
@@ -102,7 +107,8 @@ class RolloutSource:
             top_p=drawn.top_p,
             top_k=drawn.top_k,
         )
-        self._model, self._on_fewer_rows = model, on_fewer_rows
+        self._model, self._on_fewer_rows, self._serving = model, on_fewer_rows, serving
+        self._thread: ThreadPoolExecutor | None = None
         self._served = isinstance(job.compute.rollouts, VLLM)
         self._sampler = make_sampler(
             job.compute,
@@ -120,6 +126,65 @@ class RolloutSource:
 
         A problem that comes twice (a pool smaller than the batch) is drawn anew each time.
         """
+        groups, _ = self.begin(problems, group_size, step)()
+        return groups
+
+    def begin(
+        self,
+        problems: Sequence[Problem],
+        group_size: int,
+        step: int,
+        score: Callable[[Sequence[Rollout]], T] | None = None,
+    ) -> Callable[[], tuple[list[RolloutGroup], T | None]]:
+        """Start what `draw` does; returns how to wait for it, which all ranks call, once.
+
+        Servers draw with the weights of this moment while the caller goes on; in this process all
+        is drawn at once. score: asked, by the main rank and beside the caller, what it says of all
+        rollouts, in order; what it returns comes with them.
+        """
+        requests = self._requests(problems, group_size, step)
+        drawn: list[tuple[Rollout, ...]] = []
+        if isinstance(self._sampler, VLLMSampler):
+            served = self._sampler
+            with gathered(self._model):
+                self._world.from_main(lambda: served.push(requests))
+            sample = partial(served.ask, requests)
+        else:
+            drawn = self._sample(requests)
+            sample = partial(list, drawn)
+
+        def work() -> tuple[list[tuple[Rollout, ...]], T | None]:
+            found = sample()
+            rollouts = [rollout for group in found for rollout in group]
+            return found, None if score is None else score(rollouts)
+
+        beside = self._served or score is not None
+        waits = self._beside(work) if beside and self._world.is_main else work
+
+        def finish() -> tuple[list[RolloutGroup], T | None]:
+            found, scores = self._world.from_main(waits) if beside else work()
+            pairs = zip(problems, found, strict=True)
+            return [RolloutGroup(p.id, rollouts) for p, rollouts in pairs], scores
+
+        return finish
+
+    def score(
+        self, rollouts: Sequence[Rollout], score: Callable[[Sequence[Rollout]], T] | None
+    ) -> T | None:
+        """What the main rank's `score` says of these rollouts, on all ranks."""
+        return None if score is None else self._world.from_main(lambda: score(rollouts))
+
+    def _beside(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Begin work in a thread; returns how to wait for it."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+            if self._serving is not None:
+                self._serving.closing.callback(self._thread.shutdown, cancel_futures=True)
+        return self._thread.submit(work).result
+
+    def _requests(
+        self, problems: Sequence[Problem], group_size: int, step: int
+    ) -> list[SampleRequest]:
         job = self._job
         seen: Counter[str] = Counter()
         requests = []
@@ -130,18 +195,11 @@ class RolloutSource:
             )
             seen[p.id] += group_size
             requests.append(SampleRequest(self.prompt_ids(p), keys))
-        drawn = self._sample(requests)
-        return [RolloutGroup(p.id, rollouts) for p, rollouts in zip(problems, drawn, strict=True)]
+        return requests
 
     def _sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
-        """Each rank samples its share of the requests; all get all of the rollouts.
-
-        Servers are asked by the main rank, which can give them whole weights meanwhile.
-        """
+        """Each rank samples its share of the requests; all get all of the rollouts."""
         world = self._world
-        if self._served:
-            with gathered(self._model):
-                return world.from_main(lambda: self._sampler.sample(requests))
         with gathered(self._model):
             own = self._sampler.sample(world.share(requests))
         told, self._fewer_rows = self._fewer_rows, []

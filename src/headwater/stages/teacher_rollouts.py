@@ -144,7 +144,7 @@ def _score(
     step: int,
 ) -> int:
     """Write the teacher's distributions for one batch, rows in order; returns tokens scored."""
-    scorer.prepare(batch.rollouts)
+    scorer.prepare(scorer.ask(batch.rollouts))
     head = teacher.head_VH
     lengths = batch.lengths_N
     offsets = torch.cat((torch.zeros(1, dtype=torch.long), torch.cumsum(lengths, 0)))

@@ -1,0 +1,50 @@
+"""Arguments and options of the command line that several verbs have, or that take many words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a.b=value; repeatable.")
+]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="Lay this profile of the recipe over it."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME.")
+]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", metavar="0,1,2", help="Instead of the recipe's seeds.")
+]
+ArmsOption = Annotated[str | None, typer.Option("--arms", metavar="x,y", help="Only these arms.")]
+VerifierOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="math, exact, reasoning_gym, python:module:function or reward:module:function.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+NprocOption = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        metavar="N",
+        min=1,
+        help="Processes that share each stage, a GPU each; sets compute.ranks.",
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", metavar="ADDRESS", help="Stages on a Ray cluster: auto, local or HOST:PORT."
+    ),
+]

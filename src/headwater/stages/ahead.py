@@ -1,0 +1,170 @@
+"""The rollouts of each step, drawn when they are needed or one step ahead.
+
+One step ahead, servers draw the next rollouts and score them while the model trains on those
+before. They then come from weights that are one update (of GRPO: one batch of updates) older than
+those they train; `sampler_logprobs` say what they were drawn with. Truncated importance weights
+correct GRPO and sampled distillation for it; an exact KL is taken at states that are one update old.
+What is drawn does not depend on whether anything ran at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headwater.stages.learner import Learner
+from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource
+from headwater.storage import flush
+from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
+
+#: A teacher's opinion of rollouts, asked by the main rank, beside training.
+Score = Callable[[Sequence[Rollout]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The rollouts of one step. scores: what `Score` said of them; version: how many updates the
+    weights had that drew them."""
+
+    problems: list[Problem]
+    batch: RolloutBatch
+    scores: Any
+    version: int
+
+
+class StepRollouts:
+    """Draws P prompts and G rollouts of each for every step, with overlap one step ahead.
+
+    The learner saves what is drawn ahead with its checkpoints.
+    """
+
+    def __init__(self, learner: Learner, source: RolloutSource, score: Score | None = None) -> None:
+        job, self._config = learner.job, learner.config
+        self._learner, self._source, self._score = learner, source, score
+        self._stream = ProblemStream(job.problems, job.seed, job.stream)
+        self._ahead: tuple[int, Callable[[], Drawn]] | None = None
+        self._overlap: bool = learner.config.overlap  # type: ignore[attr-defined]
+        if self._overlap:
+            learner.before_saving = self._save
+            self._restore()
+
+    def take(self, step: int) -> Drawn:
+        """The rollouts of a step; with overlap, those of the next are begun."""
+        learner = self._learner
+        if self._ahead is not None and self._ahead[0] == step:
+            drawn = self._ahead[1]()
+        else:
+            drawn = self._begin(step)()
+        self._ahead = None
+        if self._overlap and step + 1 < learner.total_steps:
+            self._ahead = (step + 1, self._begin(step + 1))
+        learner.cursor = (step + 1) * self._prompts
+        return drawn
+
+    def lag(self, drawn: Drawn) -> dict[str, float]:
+        """The metric `policy_lag`: updates made since these rollouts were drawn; with overlap."""
+        lag = self._learner.updater.steps_done - drawn.version
+        return {"policy_lag": float(lag)} if self._overlap else {}
+
+    @property
+    def _prompts(self) -> int:
+        return int(self._config.prompts_per_step)  # type: ignore[attr-defined]
+
+    def _problems(self, step: int) -> list[Problem]:
+        return self._stream.take(step * self._prompts, self._prompts)
+
+    def _begin(self, step: int) -> Callable[[], Drawn]:
+        """Start drawing a step's rollouts; the result is waited for when it is called, once."""
+        version, problems = self._learner.updater.steps_done, self._problems(step)
+        size = int(self._config.group_size)  # type: ignore[attr-defined]
+        finish = self._source.begin(problems, size, step, self._score)
+        found: list[Drawn] = []
+
+        def finished() -> Drawn:
+            if not found:
+                groups, scores = finish()
+                found.append(Drawn(problems, RolloutBatch(tuple(groups)), scores, version))
+            return found[0]
+
+        return finished
+
+    # --- across a checkpoint ------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Keep what is drawn ahead beside the next checkpoint."""
+        if self._ahead is not None:
+            step, finished = self._ahead
+            drawn, learner = finished(), self._learner
+            write = partial(_write, step, drawn)
+            learner.world.from_main(lambda: learner.kept.keep_ahead(step, write))
+
+    def _restore(self) -> None:
+        learner = self._learner
+        found = learner.world.from_main(lambda: _read(learner.kept.ahead))
+        if found is None or learner.next_step != found[0]:
+            return
+        step, version, rollouts = found
+        problems = self._problems(step)
+        size = len(rollouts) // len(problems)
+        groups = tuple(
+            RolloutGroup(problem.id, tuple(rollouts[place * size : (place + 1) * size]))
+            for place, problem in enumerate(problems)
+        )
+        scores = self._source.score(rollouts, self._score)
+        drawn = Drawn(problems, RolloutBatch(groups), scores, version)
+        self._ahead = (step, lambda: drawn)
+
+
+def _write(step: int, drawn: Drawn, path: Path) -> None:
+    rows = [
+        {
+            "prompt_ids": list(rollout.prompt_ids),
+            "response_ids": list(rollout.response_ids),
+            "logprobs": rollout.sampler_logprobs.tolist(),
+            "finish_reason": rollout.finish_reason.value,
+            "policy_version": rollout.policy_version,
+            "step": step,
+            "version": drawn.version,
+        }
+        for rollout in drawn.batch.rollouts
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path)
+    flush(path)
+
+
+def _read(path: Path | None) -> tuple[int, int, list[Rollout]] | None:
+    """(step, version, rollouts) of what is kept; None where nothing is."""
+    if path is None:
+        return None
+    rows = pq.read_table(path).to_pylist()
+    rollouts = [
+        Rollout(
+            tuple(row["prompt_ids"]),
+            tuple(row["response_ids"]),
+            np.array(row["logprobs"], dtype=np.float32),
+            FinishReason(row["finish_reason"]),
+            row["policy_version"],
+        )
+        for row in rows
+    ]
+    return rows[0]["step"], rows[0]["version"], rollouts
+
+
+_SCHEMA = pa.schema(
+    [
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("finish_reason", pa.string()),
+        ("policy_version", pa.int64()),
+        ("step", pa.int64()),
+        ("version", pa.int64()),
+    ]
+)

@@ -3,8 +3,8 @@
 One step ahead, servers draw the next rollouts and score them while the model trains on those
 before. They then come from weights that are one update (of GRPO: one batch of updates) older than
 those they train; `sampler_logprobs` say what they were drawn with. Truncated importance weights
-correct GRPO and sampled distillation for it; an exact KL is taken at states that are one update old.
-What is drawn does not depend on whether anything ran at the same time.
+correct GRPO and sampled distillation for it; an exact KL is taken at states one update old. What is
+drawn does not depend on whether anything ran at the same time.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _main(file: str) -> None:
     from headwater.errors import Interrupted
 
     parts: list[Part] = pickle.loads(Path(file).read_bytes())
-    world = joined_world("cpu")
+    world = joined_world()
     for part in parts:
         try:
             if world.is_main:

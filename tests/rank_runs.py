@@ -6,11 +6,16 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from headwater.world import MEETING
+import pyarrow.parquet as parquet
+
+from headwater.world import MEETING, World
 from stage_jobs import Run
 
 
@@ -60,7 +65,8 @@ def _main(file: str) -> None:
     from headwater.errors import Interrupted
 
     parts: list[Part] = pickle.loads(Path(file).read_bytes())
-    world = joined_world("cpu")
+    world = joined_world()
+    parquet.write_table = partial(_after_a_moment, parquet.write_table)  # a slow disk
     for part in parts:
         try:
             if world.is_main:
@@ -70,8 +76,22 @@ def _main(file: str) -> None:
             assert part.stop_at is None, "it was to stop"
         except Interrupted:
             assert part.stop_at is not None, "nobody asked it to stop"
+        _assert_all_written(part.run, world)
         assert world.all_ended()
     leave_world()
+
+
+def _after_a_moment(write: Callable[..., None], *arguments: Any, **named: Any) -> None:
+    time.sleep(0.1)
+    write(*arguments, **named)
+
+
+def _assert_all_written(run: Run, world: World) -> None:
+    """No rank comes to the end of a stage before everything is written."""
+    root = run.job.output_dir
+    seen = {path: path.stat().st_size for path in root.rglob("*") if path.is_file()}
+    first, *others = world.gather(seen)
+    assert all(one == first for one in others), (run.job.kind, first, others)
 
 
 if __name__ == "__main__":

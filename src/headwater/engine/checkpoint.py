@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from headwater.plain_json import read_json_file
 from headwater.storage import flush, flush_tree, sha256_of
@@ -49,7 +51,7 @@ class FoundCheckpoint:
         """
         alone = not torch.distributed.is_initialized()
         reader = dcp.HuggingFaceStorageReader(str(self.path))
-        with warnings.catch_warnings():
+        with _first_error(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is alone: it is
             dcp.load(dict(into), storage_reader=reader, no_dist=alone)
 
@@ -58,7 +60,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, world: Worl
     """Write `folder/step-N` beside the older one, flush it to disk, rename, then drop the older.
 
     At every moment the folder holds a whole checkpoint, if it ever held one. Ranks call it
-    together: each writes its parts, the main one all else.
+    together: each writes its parts, the main one all else; all raise the error of one.
     """
     writing = world.from_main(lambda: _start(folder))
     _write(writing, checkpoint.tensors, world)
@@ -77,7 +79,18 @@ def _write(folder: Path, tensors: Mapping[str, torch.Tensor], world: World) -> N
         save_file({name: t.contiguous() for name, t in tensors.items()}, folder / _TENSORS)
         return
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(dict(tensors), storage_writer=writer)
+    with _first_error():
+        dcp.save(dict(tensors), storage_writer=writer)
+
+
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """Raise what a rank raised, on all: torch wraps it in what is no `Exception`."""
+    try:
+        yield
+    except CheckpointException as error:
+        found, _ = next(iter(error.failures.values()))
+        raise found from None
 
 
 def _finish(folder: Path, writing: Path, step: int, state: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ class Ranks(World):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._ends = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self._mesh: DeviceMesh | None = None
+        self._meshes: dict[str, DeviceMesh] = {}
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value in order of rank, on all of them."""
@@ -64,13 +64,11 @@ class Ranks(World):
             return False
         return True
 
-    @property
-    def mesh(self) -> DeviceMesh:
-        """All ranks in one dimension, over which weights are sharded."""
-        if self._mesh is None:
-            kind = "cuda" if torch.cuda.is_available() and "nccl" in _backends() else "cpu"
-            self._mesh = init_device_mesh(kind, (self.size,))
-        return self._mesh
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """All ranks in one dimension, over whose devices of this kind weights are sharded."""
+        if device.type not in self._meshes:
+            self._meshes[device.type] = init_device_mesh(device.type, (self.size,))
+        return self._meshes[device.type]
 
 
 class _peers:
@@ -104,13 +102,13 @@ def _outcome(compute: Callable[[], T]) -> tuple[T | None, BaseException | None]:
 _joined: Ranks | None = None
 
 
-def joined_world(device: str = "auto") -> World:
+def joined_world() -> World:
     """The world this process was started in, joined on the first call.
 
     torchrun, Ray Train and `workflow.launch` say by RANK and WORLD_SIZE (LOCAL_RANK picks the GPU)
     which ranks there are, and by MASTER_ADDR and MASTER_PORT, or a file, where they meet; a group
-    that exists already is taken. Without these, the process is alone. device: as `Compute.device`;
-    GPUs talk over NCCL.
+    that exists already is taken. Without these, the process is alone. What lies on GPUs goes over
+    NCCL, whatever a stage computes on: ranks join before they are told of one.
     """
     global _joined
     if _joined is not None:
@@ -118,9 +116,10 @@ def joined_world(device: str = "auto") -> World:
     if not dist.is_initialized():
         if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
             return SOLO
-        gpus = device != "cpu" and torch.cuda.is_available()
-        if gpus:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        gpus = torch.cuda.device_count()
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        if own < gpus:
+            torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         meeting = os.environ.get(MEETING)
         dist.init_process_group(
@@ -140,7 +139,3 @@ def leave_world() -> None:
     if _joined is not None:
         _joined = None
         dist.destroy_process_group()
-
-
-def _backends() -> str:
-    return str(dist.get_backend_config())

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How a model is spread. dtype: of the weights as they compute, and of activations; offload:
-    the parts of the weights and of the optimiser lie in the host's memory, not a GPU's."""
+    """How a model is spread. device: where each rank computes; dtype: of the weights as they
+    compute, and of activations; offload: the parts of the weights and of the optimiser lie in the
+    host's memory, not a GPU's."""
 
     world: Ranks
+    device: torch.device
     dtype: torch.dtype
     offload: bool = False
 
@@ -53,7 +55,7 @@ def shard(model: PreTrainedModel, sharding: Sharding) -> None:
     The model's own `forward` is then that of its body: hidden states, no logits.
     """
     settings: dict[str, Any] = {
-        "mesh": sharding.world.mesh,
+        "mesh": sharding.world.mesh(sharding.device),
         # rotary tables come as inputs and stay float32
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=sharding.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -105,14 +107,8 @@ def like_sharded(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """`part` as this rank's share of a tensor that is spread as `whole` is."""
     if not isinstance(whole, DTensor):
         return part
-    return DTensor.from_local(
-        part,
-        whole.device_mesh,
-        whole.placements,
-        run_check=False,
-        shape=whole.shape,
-        stride=whole.stride(),
-    )
+    # not `from_local`, which copies what lies in the host's memory to the GPU that computes with it
+    return DTensor(part, whole._spec, requires_grad=False)
 
 
 def whole_state(model: PreTrainedModel, *, keep: bool) -> Mapping[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +85,17 @@ def run(job: StageJob, context: StageContext) -> None:
             )
         context.raise_if_stopped()
     context.account.observe_peak_memory(peak_memory_bytes())
-    if metrics is None:
-        return
-    metrics.close()
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    if metrics is not None:
+        metrics.close()
+    world.from_main(lambda: _write(job, rows, teacher))  # however long it takes, all wait for it
+
+
+def _write(job: StageJob, rows: Sequence[Mapping[str, Any]], teacher: FrozenModel) -> None:
+    """What concerns all batches: rollouts, and the head that the hidden states belong to."""
+    assert isinstance(job.config, TeacherRolloutsStage)
+    table = pa.Table.from_pylist(list(rows), schema=_SCHEMA)
     pq.write_table(table, job.output_dir / "rollouts.parquet")
-    if isinstance(config.targets, FullVocabulary):
+    if isinstance(job.config.targets, FullVocabulary):
         save_file({"head_VH": teacher.head_VH.contiguous()}, job.output_dir / "head.safetensors")
 
 

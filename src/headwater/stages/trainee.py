@@ -34,7 +34,7 @@ class Trainee:
         self.tokenizer = load_tokenizer(job.model_dir)
         self.vocab_size = usable_vocabulary(self.tokenizer)
         self._sharding = (
-            Sharding(world, self.dtype, job.compute.cpu_offload)
+            Sharding(world, self.device, self.dtype, job.compute.cpu_offload)
             if isinstance(world, Ranks)
             else None
         )

@@ -19,6 +19,10 @@ from headwater.stages.ranks import context_of_rank
 if TYPE_CHECKING:
     from headwater.engine.ranks import Ranks
 
+#: An error that all ranks have, they have within moments of each other; one rank's own is told
+#: once so long has passed.
+_ERROR_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -33,14 +37,14 @@ class Order:
 def run_on_ranks(world: Ranks, order: Order, context: StageContext) -> None:
     """Run a stage as the main rank, with all others. Raises what it raises on the main rank.
 
-    An error of ours that all ranks end with leaves them ready for the next stage. Raises
-    OutOfStep, from the error if there was one, where some do not come to the end.
+    An error that all ranks end with leaves them ready for the next stage. Raises OutOfStep, from
+    the error if there was one, where some do not come to the end.
     """
     world.from_main(lambda: order)
     try:
         _run(world, order, context)
-    except HeadwaterError as error:
-        if not world.all_ended():
+    except Exception as error:
+        if not world.all_ended(_ERROR_SECONDS):
             raise OutOfStep(str(error)) from error
         raise
     if not world.all_ended():
@@ -73,7 +77,6 @@ def follow(lifeline: int | None = None) -> None:
             print(f"rank {world.rank}: {error}", file=sys.stderr)
         except Exception:
             print(redact(traceback.format_exc()), file=sys.stderr, flush=True)
-            os._exit(1)
         if not world.all_ended():
             os._exit(1)
     ranks.leave_world()

@@ -149,7 +149,7 @@ class _Worker:
         if setup.ranks == 1 or job.kind == "source":
             return run_begun(job, context, setup)
         if self._world is None:
-            self._world = load_function("headwater.engine.ranks:joined_world")(job.compute.device)
+            self._world = load_function("headwater.engine.ranks:joined_world")()
         started = time.perf_counter()
         order = Order(setup.run_stage, job, context.vault is not None, setup.strict)
         try:

@@ -1,0 +1,82 @@
+"""Stages of two ranks that go wrong: told as of one process, in moments, and begun again."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from disk_faults import disk_full
+from headwater.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from headwater.engine.ranks import Ranks, joined_world, leave_world
+from headwater.errors import StageError
+from rank_runs import start as start_rank
+from test_workflow_run import numbers, start
+from workflow_stages import CRASH, FULL
+
+pytestmark = pytest.mark.slow
+ARMS = {"arms": {"cold": {"student": ["grpo"]}}, "contrasts": []}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of single processes that nothing disturbed."""
+    world = tmp_path_factory.mktemp("straight")
+    start(world, **ARMS)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (CRASH, "grpo on .*failed: KeyError: 'missing'"),
+        (FULL, "grpo on .*no space left on the disk .*the same command"),
+    ],
+)
+def test_an_error_that_is_not_ours_is_told_in_words(
+    fault: str, words: str, straight: Path, tmp_path: Path
+) -> None:
+    (tmp_path / fault).write_text("grpo")
+    with pytest.raises(StageError, match=words):
+        start(tmp_path, **ARMS, compute={"processes": 1, "ranks": 2})
+    start(tmp_path, **ARMS, compute={"processes": 1, "ranks": 2})
+    assert numbers(tmp_path) == numbers(straight)
+
+
+def test_all_ranks_raise_what_keeps_one_from_its_part_of_a_checkpoint(tmp_path: Path) -> None:
+    started = [start_rank(Path(__file__), [str(tmp_path)], rank, 2, tmp_path) for rank in (0, 1)]
+    said = [process.communicate(timeout=120)[0].splitlines()[-2:] for process in started]
+    assert said == [["no space left", "b is not there"]] * 2
+
+
+def _save_and_read(folder: Path) -> None:
+    """On every rank: say what comes of saving where the disk is full for one of them, and of
+    reading a tensor that is not in the checkpoint."""
+    world = joined_world()
+    assert isinstance(world, Ranks)
+    mesh = world.mesh(torch.device("cpu"))
+    whole = distribute_tensor(torch.arange(8.0).view(4, 2), mesh, [Shard(0)])
+    save_checkpoint(folder, 1, Checkpoint({"a": whole}, {"done": 1}), world)
+    try:
+        with disk_full(folder) if world.rank == 1 else nullcontext():
+            save_checkpoint(folder, 2, Checkpoint({"a": whole}, {"done": 2}), world)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+        print("no space left")
+    found = load_checkpoint(folder)
+    assert found is not None and found.state["done"] == 1
+    try:
+        found.read({"b": whole})
+    except RuntimeError as error:
+        assert "Missing key" in str(error)
+        print("b is not there")
+    leave_world()
+
+
+if __name__ == "__main__":
+    _save_and_read(Path(sys.argv[1]) / "steps")

@@ -27,7 +27,7 @@ from headwater.errors import BudgetExhausted, InputError
 from headwater.ledger import Ledger
 from headwater.recipes import find_recipe
 from headwater.report.samples import collect_samples, read_rollouts
-from headwater.stages.learner import _join_parts, _write_rows
+from headwater.stages.kept_rollouts import _join_parts, _write_rows
 from headwater.tasks.contamination import remove_contaminated
 from headwater.tasks.pools import Pools, make_pools
 from headwater.tasks.problems import LabelledProblems, load_problems

@@ -21,6 +21,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from headwater.plain_json import read_json_file
 from headwater.storage import flush, flush_tree, sha256_of
@@ -63,7 +64,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, world: Worl
     together: each writes its parts, the main one all else; all raise the error of one.
     """
     writing = world.from_main(lambda: _start(folder))
-    _write(writing, checkpoint.tensors, world)
+    _write(writing, checkpoint.tensors)
     world.from_main(lambda: _finish(folder, writing, step, checkpoint.state))
 
 
@@ -74,8 +75,8 @@ def _start(folder: Path) -> Path:
     return writing
 
 
-def _write(folder: Path, tensors: Mapping[str, torch.Tensor], world: World) -> None:
-    if world.size == 1:
+def _write(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         save_file({name: t.contiguous() for name, t in tensors.items()}, folder / _TENSORS)
         return
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)

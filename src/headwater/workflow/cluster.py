@@ -130,6 +130,8 @@ def require_nodes(ray: Any, setup: WorkerSetup, folder: Path, environment: dict[
     for node_id, reference in looking.items():
         try:
             seen = ray.get(reference, timeout=_LOOK_SECONDS)
+        except ray.exceptions.TaskUnschedulableError:  # it has left meanwhile
+            continue
         except ray.exceptions.RayError as error:
             raise InputError(
                 f"node {node_id} runs nothing of headwater's ({last_line(error)}); expected the "

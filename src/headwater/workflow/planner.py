@@ -239,6 +239,8 @@ class _Builder:
         settings = self.recipe.stage(item)
         pool = self.recipe.pool(item)
         config = settings.model_dump(mode="json")
+        if not config.get("overlap", True):
+            del config["overlap"]  # younger than artifacts, which are what they were without it
         sampling = self._sampling(config)
         rollouts = None
         if item.kind in ("warmup", "sample_sft"):

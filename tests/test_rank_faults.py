@@ -51,7 +51,9 @@ def test_an_error_that_is_not_ours_is_told_in_words(
     assert numbers(tmp_path) == numbers(straight)
 
 
-def test_workers_at_once_take_gpus_of_their_own(tmp_path: Path) -> None:
+def test_workers_at_once_take_gpus_of_their_own_and_listen_to_this_machine_alone(
+    tmp_path: Path,
+) -> None:
     start(
         tmp_path,
         compute={"processes": 2, "ranks": 2},
@@ -63,6 +65,7 @@ def test_workers_at_once_take_gpus_of_their_own(tmp_path: Path) -> None:
 def say_place(job: StageJob, context: StageContext) -> None:
     """A stage that says which GPUs its ranks would take."""
     places = context.world.gather(os.environ.get("LOCAL_RANK", "none"))
+    assert context.world.size == 1 or os.environ["GLOO_SOCKET_IFNAME"] == "lo"
     if context.world.size > 1 and context.world.is_main:
         with (job.output_dir.parents[2] / "places.txt").open("a") as said:
             said.write(" ".join(places) + "\n")

@@ -111,10 +111,15 @@ class _Gang:
         self, setup: WorkerSetup, descriptor: int, environment: Mapping[str, str], log: Path
     ) -> None:
         self._meeting = tempfile.TemporaryDirectory(prefix="headwater-ranks-")
-        ours = dict(environment) | {
-            MEETING: str(Path(self._meeting.name) / "ranks"),
-            "WORLD_SIZE": str(setup.ranks),
-        }
+        # what ranks say to each other is pickled: nobody else is to reach it
+        ours = (
+            {"GLOO_SOCKET_IFNAME": "lo"}
+            | dict(environment)
+            | {
+                MEETING: str(Path(self._meeting.name) / "ranks"),
+                "WORLD_SIZE": str(setup.ranks),
+            }
+        )
         lifeline, self._life = os.pipe()
         self._processes = []
         for rank in range(setup.ranks):

@@ -78,16 +78,32 @@ def test_torchrun_starts_the_same_run(shared: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", "-m", "headwater", "run"]
     out = tmp_path / "run"
-    _finish(_begin([*command, study_file(tmp_path, steps=3), "--out", out, *ARM]))
+    command += [study_file(tmp_path, steps=3), "--out", out, *ARM]
+    _finish(_begin(command))
     assert made(out) == made(shared), "bit for bit"
+    _finish(_begin(command), 60.0)  # with nothing left to do: the other rank is let go
+
+
+def test_ctrl_c_under_torchrun_saves(shared: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    out = tmp_path / "run"
+    arguments = [study_file(tmp_path, steps=300), "--out", out, *ARM]
+    run = _begin([*torchrun, "--nproc-per-node", "2", "-m", "headwater", "run", *arguments])
+    while not _has_trained(out):
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=60)[0]
+    assert "run the same command again to continue" in said, said
+    assert any(out.glob("checkpoints/*/steps/step-*/state.json"))
 
 
 def _begin(command: list[Any]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def _finish(run: subprocess.Popen[str]) -> str:
-    said = run.communicate(timeout=300)[0]
+def _finish(run: subprocess.Popen[str], within_seconds: float = 300.0) -> str:
+    said = run.communicate(timeout=within_seconds)[0]
     assert run.returncode == 0, said
     return said
 

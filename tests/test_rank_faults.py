@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ from disk_faults import disk_full
 from headwater.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from headwater.engine.ranks import Ranks, joined_world, leave_world
 from headwater.errors import StageError
+from headwater.stages.job import StageContext, StageJob
 from rank_runs import start as start_rank
-from test_workflow_run import numbers, start
-from workflow_stages import CRASH, FULL
+from test_workflow_run import FUNCTIONS, numbers, start
+from workflow_stages import CRASH, FULL, run_stage
 
 pytestmark = pytest.mark.slow
 ARMS = {"arms": {"cold": {"student": ["grpo"]}}, "contrasts": []}
@@ -46,6 +49,27 @@ def test_an_error_that_is_not_ours_is_told_in_words(
         start(tmp_path, **ARMS, compute={"processes": 1, "ranks": 2})
     start(tmp_path, **ARMS, compute={"processes": 1, "ranks": 2})
     assert numbers(tmp_path) == numbers(straight)
+
+
+def test_workers_at_once_take_gpus_of_their_own_and_listen_to_this_machine_alone(
+    tmp_path: Path,
+) -> None:
+    start(
+        tmp_path,
+        compute={"processes": 2, "ranks": 2},
+        functions=replace(FUNCTIONS, run_stage="test_rank_faults:say_place"),
+    )
+    assert set((tmp_path / "places.txt").read_text().splitlines()) == {"0 1", "2 3"}
+
+
+def say_place(job: StageJob, context: StageContext) -> None:
+    """A stage that says which GPUs its ranks would take."""
+    places = context.world.gather(os.environ.get("LOCAL_RANK", "none"))
+    assert context.world.size == 1 or os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    if context.world.size > 1 and context.world.is_main:
+        with (job.output_dir.parents[2] / "places.txt").open("a") as said:
+            said.write(" ".join(places) + "\n")
+    run_stage(job, context)
 
 
 def test_all_ranks_raise_what_keeps_one_from_its_part_of_a_checkpoint(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ except HeadwaterError as error:
 """
 
 
-def start(world: Path, **changes: Any) -> RunOutcome:
+def start(world: Path, *, functions: WorkerFunctions = FUNCTIONS, **changes: Any) -> RunOutcome:
     study = prepare_study(validate_recipe(RECIPE | changes))
-    return run_study(study, world / "run", view=ProgressView(study.graph), functions=FUNCTIONS)
+    return run_study(study, world / "run", view=ProgressView(study.graph), functions=functions)
 
 
 def numbers(world: Path) -> dict[str, str]:

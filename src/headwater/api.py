@@ -171,14 +171,17 @@ def run(
     return _write_report(outcome)
 
 
-def follow() -> bool:
+def follow(nproc: int | None = None, ray: str | None = None) -> bool:
     """Serve as one of the ranks that torchrun started, where this process is one but not the main.
 
-    Returns whether it was, once the main rank's run is over: there is nothing left to do then.
+    nproc, ray: what else was to start ranks. Returns whether it was, once the main rank's run is
+    over: there is nothing left to do then. Raises InputError, on all ranks, where torchrun is not
+    the only one to start them.
     """
-    from headwater.workflow.launch import launched_rank
+    from headwater.workflow.launch import launched_rank, require_one_launcher
     from headwater.workflow.rank import follow
 
+    require_one_launcher(nproc, ray)
     if not launched_rank():
         return False
     follow()

@@ -175,7 +175,30 @@ class Compute(Settings):
 def engine_problems(recipe: Recipe) -> list[str]:
     """What of a recipe the engines that it names cannot do, a line each."""
     compute = recipe.compute
-    return [*_sharing_problems(compute), *_temperature_problems(recipe), *_scoring_problems(recipe)]
+    return [
+        *_offload_problems(compute),
+        *_sharing_problems(compute),
+        *_temperature_problems(recipe),
+        *_scoring_problems(recipe),
+    ]
+
+
+def _offload_problems(compute: Compute) -> list[str]:
+    """Only what is sharded over GPUs can lie in the host's memory instead."""
+    if not compute.cpu_offload:
+        return []
+    if compute.device == "cpu":
+        return [
+            "compute.cpu_offload=true with compute.device=cpu: expected GPUs, whose memory it "
+            "spares; remove cpu_offload, or set compute.device: cuda"
+        ]
+    if compute.ranks == 1:
+        return [
+            "compute.cpu_offload=true with compute.ranks=1: expected ranks that weights are "
+            "sharded over, because only a rank's share is kept in the host's memory; set "
+            "compute.ranks >= 2, or remove cpu_offload"
+        ]
+    return []
 
 
 def _sharing_problems(compute: Compute) -> list[str]:

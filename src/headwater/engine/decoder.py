@@ -147,7 +147,8 @@ def record_cuda_graph(compute: Callable[[], torch.Tensor]) -> Callable[[], torch
         compute()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # other threads may use the device meanwhile: NCCL's looks after its collectives
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = compute()
 
     def replay() -> torch.Tensor:

@@ -21,6 +21,22 @@ def resolve_device(compute: Compute) -> torch.device:
     return torch.device("cuda" if available and compute.device != "cpu" else "cpu")
 
 
+def check_devices(compute: Compute, ranks: int) -> None:
+    """Raise InputError where this machine has not the GPUs that its `ranks` processes of a stage
+    would take."""
+    device, gpus = resolve_device(compute), torch.cuda.device_count()
+    if device.type == "cpu" and compute.cpu_offload:
+        raise InputError(
+            "compute.cpu_offload=true, but torch sees no CUDA device; expected GPUs, whose memory "
+            "it spares: remove cpu_offload, or use a machine that has some"
+        )
+    if device.type == "cuda" and ranks > gpus:
+        raise InputError(
+            f"compute.ranks={ranks} on a machine with {gpus} GPUs that torch sees; expected a GPU "
+            f"for each rank: set compute.ranks <= {gpus}, or compute.device: cpu"
+        )
+
+
 def cpu_has_fast_bf16(cpuinfo: str) -> bool:
     """Whether a CPU with this /proc/cpuinfo multiplies bfloat16 matrices faster than float32.
 

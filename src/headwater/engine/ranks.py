@@ -118,8 +118,8 @@ def joined_world() -> World:
             return SOLO
         gpus = torch.cuda.device_count()
         own = int(os.environ.get("LOCAL_RANK", "0"))
-        if own < gpus:
-            torch.cuda.set_device(own)
+        if gpus:
+            torch.cuda.set_device(own % gpus)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         meeting = os.environ.get(MEETING)
         dist.init_process_group(

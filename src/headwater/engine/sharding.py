@@ -7,7 +7,7 @@ averaged: the engine divides by global counts itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +46,15 @@ class Sharding:
 def recompute_layers(model: PreTrainedModel) -> None:
     """Have the backward pass compute each layer again, and keep nothing of it but its input."""
     for layer in model.get_decoder().layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """A layer whose backward pass computes it again; as it is where there will be none."""
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **named)
+    # no layer draws random numbers, whose state would be kept for the second time otherwise
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
 
 
 def shard(model: PreTrainedModel, sharding: Sharding) -> None:

@@ -115,7 +115,9 @@ def _sums(
     ) -> tuple[LossSums, None]:
         theirs_CV = (targets.hidden_TH[part] @ targets.head_VH.T).to(logits_CV.dtype)
         values = distance(theirs_CV, logits_CV, TOP_TOKENS)
-        rows = torch.stack([*(values[name] for name in _MEASURES), torch.ones(len(theirs_CV))], 1)
+        rows = torch.stack(
+            [*(values[name] for name in _MEASURES), theirs_CV.new_ones(len(theirs_CV))], 1
+        )
         totals.index_add_(0, part_T[part].cpu(), rows.double().cpu())
         return LossSums(logits_CV.new_zeros(()), 0.0), None
 

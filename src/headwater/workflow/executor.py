@@ -11,6 +11,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +20,7 @@ from headwater.errors import BudgetExhausted, RankLost, StageError
 from headwater.workflow.agenda import Agenda, Concerns
 from headwater.workflow.graph import Graph
 from headwater.workflow.interrupts import Interrupts
-from headwater.workflow.launch import Launch, launch_worker
+from headwater.workflow.launch import Launch, launch_worker, launched_rank
 from headwater.workflow.messages import (
     Call,
     Done,
@@ -107,6 +108,8 @@ class Executor:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if exc is None and launched_rank() is not None:
+            self._idle_worker()  # where nothing was left to do: lets the other ranks go
         for worker in self._workers:
             worker.quit()
         for worker in self._workers:
@@ -130,7 +133,9 @@ class Executor:
             if not worker.gone:
                 return worker
             self._bury(worker)
-        worker = _Process(self._setup, len(self._workers), self._launch)
+        taken = {worker.number for worker in self._workers}
+        number = next(n for n in count() if n not in taken)
+        worker = _Process(replace(self._setup, number=number), self._launch)
         self._workers.append(worker)
         return worker
 
@@ -205,13 +210,14 @@ class Executor:
 class _Process:
     """One worker process, our end of its socket, and the stage it has in hand."""
 
-    def __init__(self, setup: WorkerSetup, number: int, launch: Launch) -> None:
+    def __init__(self, setup: WorkerSetup, launch: Launch) -> None:
         self.stage: str | None = None
+        self.number = setup.number
         self._problem_sets: set[str] = set()
         self.connection, theirs = socket_pair()
         log_dir = setup.run_dir / "logs"
         log_dir.mkdir(exist_ok=True)
-        self._log = log_dir / f"worker-{number}.log"
+        self._log = log_dir / f"worker-{setup.number}.log"
         with theirs:
             self._process = launch(setup, theirs.fileno(), self._log)
         self.tell(setup)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from headwater.errors import InputError
 from headwater.workflow.messages import WorkerSetup
 from headwater.world import MEETING
 
@@ -65,6 +66,24 @@ def launched_rank() -> int | None:
     return int(os.environ["RANK"])
 
 
+def require_one_launcher(nproc: int | None, ray: str | None) -> None:
+    """Raise InputError where torchrun started this process, and something else is to start ranks:
+    the main one would run without the others, which would wait for it for ever."""
+    if launched_rank() is None:
+        return
+    started = int(os.environ["WORLD_SIZE"])
+    if ray is not None:
+        raise InputError(
+            f"--ray {ray} under torchrun, which started {started} processes; expected one of the "
+            "two, because either starts the ranks of a stage: run headwater itself with --ray"
+        )
+    if nproc not in (None, started):
+        raise InputError(
+            f"--nproc {nproc} under torchrun, which started {started} processes; expected the "
+            "same number: leave --nproc out, or give it to torchrun as --nproc-per-node"
+        )
+
+
 def _start(
     code: str, descriptor: int, environment: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
@@ -84,21 +103,28 @@ def _start(
 class _Gang:
     """A worker and the other ranks of its stages: when one is lost, all end.
 
-    They meet at a file, and the others hold one end of a pipe that closes with this process.
+    They meet at a file, and the others hold one end of a pipe that closes with this process. Gangs
+    at once take GPUs one after another, and by turns where there are fewer.
     """
 
     def __init__(
         self, setup: WorkerSetup, descriptor: int, environment: Mapping[str, str], log: Path
     ) -> None:
         self._meeting = tempfile.TemporaryDirectory(prefix="headwater-ranks-")
-        ours = dict(environment) | {
-            MEETING: str(Path(self._meeting.name) / "ranks"),
-            "WORLD_SIZE": str(setup.ranks),
-        }
+        # what ranks say to each other is pickled: nobody else is to reach it
+        ours = (
+            {"GLOO_SOCKET_IFNAME": "lo"}
+            | dict(environment)
+            | {
+                MEETING: str(Path(self._meeting.name) / "ranks"),
+                "WORLD_SIZE": str(setup.ranks),
+            }
+        )
         lifeline, self._life = os.pipe()
         self._processes = []
         for rank in range(setup.ranks):
-            of_rank = ours | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            place = setup.number * setup.ranks + rank
+            of_rank = ours | {"RANK": str(rank), "LOCAL_RANK": str(place)}
             code, held = (_FOLLOW, lifeline) if rank else (_START, descriptor)
             self._processes.append(_start(code, held, of_rank, log))
         os.close(lifeline)

@@ -20,7 +20,7 @@ class WorkerSetup:
     run_stage: "module:function" that runs one StageJob; limits: the recipe's budget over `stages`
     (None: over whatever the ledger holds). ranks: processes that run each stage together, of
     which the worker is the main one. retries: how often a stage whose process was lost is started
-    again.
+    again. number: of the worker among those at once, from 0; it says which GPUs its ranks take.
     """
 
     run_dir: Path
@@ -36,6 +36,7 @@ class WorkerSetup:
     deterministic: bool = False
     ranks: int = 1
     retries: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

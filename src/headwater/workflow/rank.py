@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -66,6 +67,7 @@ def follow(lifeline: int | None = None) -> None:
 
     lifeline: a descriptor whose other end the run holds; when that closes, so does this process.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun sends it to all: the main one saves
     if lifeline is not None:
         threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     ranks = import_module("headwater.engine.ranks")

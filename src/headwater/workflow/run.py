@@ -46,12 +46,14 @@ class WorkerFunctions:
 
     run_stage(job, context) runs a stage; check_tokenizers(student folder, teacher folder) raises
     InputError for two models that cannot be bridged, and check_context(folder, model's name,
-    prompt form, readings) for a model that cannot read what the study asks of it.
+    prompt form, readings) for a model that cannot read what the study asks of it, and
+    check_devices(compute, ranks) for ranks that find no GPU here.
     """
 
     run_stage: str = "headwater.workflow.registry:run_stage"
     check_tokenizers: str = "headwater.models.compatibility:check_same_tokenizer"
     check_context: str = "headwater.models.context_length:check_context"
+    check_devices: str = "headwater.engine.precision:check_devices"
 
 
 def run_recipe(
@@ -159,6 +161,12 @@ def ranks_of(recipe: Recipe) -> int:
     return int(os.environ["WORLD_SIZE"]) if started else recipe.compute.ranks
 
 
+def ranks_here(recipe: Recipe) -> int:
+    """Those of `ranks_of` that are on this machine."""
+    ranks = ranks_of(recipe)
+    return ranks if launched_rank() is None else int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+
+
 def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask:
     """The task of one stage whose parents are published."""
     node = study.graph.nodes[fingerprint]
@@ -223,6 +231,10 @@ def _execute(
     executor.view.found(len(published))
     if strict:
         _refuse_alerts(graph, store, published)
+    compute, ranks = study.recipe.compute, ranks_here(study.recipe)
+    wants_gpus = compute.device == "cuda" or compute.cpu_offload or ranks > 1
+    if wants_gpus and isinstance(executor, Executor) and not published.issuperset(graph.nodes):
+        executor.call(functions.check_devices, compute, ranks)
     sources = [f for f, node in graph.nodes.items() if node.kind == "source" and not node.parents]
     executor.run(sources, published)
     _check_layers(study, store, sources)

@@ -148,12 +148,11 @@ class _Worker:
         setup = self._setup
         if setup.ranks == 1 or job.kind == "source":
             return run_begun(job, context, setup)
-        if self._world is None:
-            self._world = load_function("headwater.engine.ranks:joined_world")()
+        world = self._joined()
         started = time.perf_counter()
         order = Order(setup.run_stage, job, context.vault is not None, setup.strict)
         try:
-            run_on_ranks(self._world, order, context)
+            run_on_ranks(world, order, context)
         except OutOfStep as lost:
             self._out_of_step = True
             raise (lost.__cause__ or StageError(str(lost))) from None
@@ -164,9 +163,16 @@ class _Worker:
             self._verifier = verifier_of(self._setup)
         return self._verifier
 
+    def _joined(self) -> Ranks:
+        """The world of this process and the other ranks."""
+        if self._world is None:
+            self._world = load_function("headwater.engine.ranks:joined_world")()
+        return self._world
+
     def _dismiss(self) -> None:
-        if self._world is not None:
-            dismiss(self._world)
+        """Let the other ranks go: they wait to meet this one even where no stage was theirs."""
+        if self._setup.ranks > 1:
+            dismiss(self._joined())
 
     def _close_verifier(self) -> None:
         if self._verifier is not None:

@@ -96,7 +96,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
-    if api.follow(ranks, ray):
+    if api.follow(nproc, ray):
         return
     switches = ["compute.deterministic=true"] if deterministic else []
     switches += [f"compute.ranks={nproc}"] if nproc is not None else []

@@ -113,7 +113,7 @@ class _Gang:
         self._meeting = tempfile.TemporaryDirectory(prefix="headwater-ranks-")
         # what ranks say to each other is pickled: nobody else is to reach it
         ours = (
-            {"GLOO_SOCKET_IFNAME": "lo"}
+            {"GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
             | dict(environment)
             | {
                 MEETING: str(Path(self._meeting.name) / "ranks"),

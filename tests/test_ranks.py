@@ -208,7 +208,7 @@ def test_two_ranks_in_bfloat16_and_with_a_head_of_its_own(student: Path, tmp_pat
         found, moments = _moments(run.job), _moments(want.job)
         for key, moment in moments.items():
             off = (found[key] - moment).norm() / moment.norm()
-            assert off <= 0.05, (run.job.output_dir, key, float(off))
+            assert off <= 0.1, (run.job.output_dir, key, float(off))
 
 
 def _untied(model_dir: Path, folder: Path) -> Path:

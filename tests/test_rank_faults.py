@@ -14,11 +14,15 @@ import torch
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from disk_faults import disk_full
+from headwater.config.stages import SFTStage
 from headwater.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from headwater.engine.ranks import Ranks, joined_world, leave_world
-from headwater.errors import StageError
+from headwater.errors import RankLost, StageError
+from headwater.ledger import Ledger
 from headwater.stages.job import StageContext, StageJob
+from headwater.workflow.rank import Order, OutOfStep, follow, run_on_ranks
 from rank_runs import start as start_rank
+from stage_jobs import make_job
 from test_workflow_run import FUNCTIONS, numbers, start
 from workflow_stages import CRASH, FULL, run_stage
 
@@ -72,6 +76,42 @@ def say_place(job: StageJob, context: StageContext) -> None:
     run_stage(job, context)
 
 
+def test_a_rank_that_dies_while_weights_are_gathered_is_a_lost_rank(tmp_path: Path) -> None:
+    """Which is tried again, where any other error ends the stage for good."""
+    started = [
+        start_rank(Path(__file__), [str(tmp_path), "lose"], rank, 2, tmp_path) for rank in (0, 1)
+    ]
+    (said, _), _ = (process.communicate(timeout=120) for process in started)
+    assert started[1].returncode == 9
+    assert said.splitlines()[-1].startswith("lost: a rank of this stage is gone ("), said
+
+
+def lose_one(job: StageJob, context: StageContext) -> None:
+    """A stage whose second rank is gone when the first gathers weights."""
+    assert isinstance(context.world, Ranks)
+    whole = distribute_tensor(torch.ones(4, 2), context.world.mesh(torch.device("cpu")), [Shard(0)])
+    context.world.gather(None)
+    if not context.world.is_main:
+        os._exit(9)
+    whole.full_tensor()
+
+
+def _lose(folder: Path) -> None:
+    world = joined_world()
+    if not world.is_main:
+        follow()
+    assert isinstance(world, Ranks)
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        job = make_job("sft", SFTStage(), folder)
+        context = StageContext(ledger.account("aa11"), None, lambda _: None, lambda: False)
+        try:
+            run_on_ranks(world, Order("test_rank_faults:lose_one", job, False, False), context)
+        except OutOfStep as error:
+            assert isinstance(error.__cause__, RankLost), repr(error.__cause__)
+            print(f"lost: {error.__cause__}", flush=True)
+    os._exit(0)
+
+
 def test_all_ranks_raise_what_keeps_one_from_its_part_of_a_checkpoint(tmp_path: Path) -> None:
     started = [start_rank(Path(__file__), [str(tmp_path)], rank, 2, tmp_path) for rank in (0, 1)]
     said = [process.communicate(timeout=120)[0].splitlines()[-2:] for process in started]
@@ -103,4 +143,5 @@ def _save_and_read(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _save_and_read(Path(sys.argv[1]) / "steps")
+    folder, *what = sys.argv[1:]
+    _lose(Path(folder)) if what else _save_and_read(Path(folder) / "steps")

@@ -64,6 +64,14 @@ class Ranks(World):
             return False
         return True
 
+    @staticmethod
+    def loss_in(error: Exception) -> RankLost | None:
+        """What an error of torch's collectives says of a rank that is gone; None of any other."""
+        lost = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and "gloo" in str(error)
+        )
+        return _rank_lost(error) if lost else None
+
     def mesh(self, device: torch.device) -> DeviceMesh:
         """All ranks in one dimension, over whose devices of this kind weights are sharded."""
         if device.type not in self._meshes:
@@ -78,11 +86,15 @@ class _peers:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None and issubclass(kind, RuntimeError):
-            said = str(error).partition("\n")[0]
-            raise RankLost(
-                f"a rank of this stage is gone ({said}); expected all of them until its end: run "
-                "again to continue from the last checkpoint"
-            ) from None
+            raise _rank_lost(error) from None
+
+
+def _rank_lost(error: object) -> RankLost:
+    said = str(error).partition("\n")[0]
+    return RankLost(
+        f"a rank of this stage is gone ({said}); expected all of them until its end: run "
+        "again to continue from the last checkpoint"
+    )
 
 
 def _outcome(compute: Callable[[], T]) -> tuple[T | None, BaseException | None]:

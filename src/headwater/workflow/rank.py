@@ -39,14 +39,14 @@ def run_on_ranks(world: Ranks, order: Order, context: StageContext) -> None:
     """Run a stage as the main rank, with all others. Raises what it raises on the main rank.
 
     An error that all ranks end with leaves them ready for the next stage. Raises OutOfStep, from
-    the error if there was one, where some do not come to the end.
+    the error if there was one (RankLost where it says so), where some do not come to the end.
     """
     world.from_main(lambda: order)
     try:
         _run(world, order, context)
     except Exception as error:
         if not world.all_ended(_ERROR_SECONDS):
-            raise OutOfStep(str(error)) from error
+            raise OutOfStep(str(error)) from (world.loss_in(error) or error)
         raise
     if not world.all_ended():
         raise OutOfStep("a rank did not come to the end of the stage")

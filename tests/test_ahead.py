@@ -10,6 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from headwater.config.stages import DynamicSampling, GRPOStage, OPDStage, SampledToken
+from headwater.engine.checkpoint import load_checkpoint
+from headwater.errors import BudgetExhausted
 from stage_jobs import Run, make_job, make_model
 
 ROLLOUT: dict[str, Any] = {"steps": 3, "prompts_per_step": 3, "group_size": 4, "lr": 0.02}
@@ -66,6 +68,22 @@ def test_what_is_kept_ahead_is_vouched_for(tmp_path: Path, model: Path) -> None:
     assert stopped.metrics() == straight.metrics()
     assert [row["step"] for row in stopped.progress].count(1) == 2, "begun anew"
     shutil.rmtree(job.checkpoint_dir)
+
+
+def test_a_step_that_a_budget_ended_is_done_with_its_own_rollouts(
+    tmp_path: Path, model: Path
+) -> None:
+    config = OPDStage(**ROLLOUT | {"teacher_temperature": 3.0}, overlap=True)
+    straight = _run(config, tmp_path / "straight", model)
+    drawn = [row["response_tokens"] * 12 for row in straight.metrics()]
+    limit = {"generated_tokens": round(drawn[0] + drawn[1]) - 1.0}
+    job = make_job("opd", config, tmp_path / "b", model_dir=model, teacher_dir=model, seed=6)
+    with pytest.raises(BudgetExhausted):
+        Run(job, limits=limit).start()
+    assert load_checkpoint(job.checkpoint_dir / "steps").state["done"] == 1  # type: ignore[union-attr]
+    resumed = Run(job).start()
+    assert resumed.metrics() == straight.metrics()
+    assert resumed.rollouts() == straight.rollouts()
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def make_sampler(
     if not isinstance(engine, VLLM):
         return InProcessSampler(model, settings, max_rows=max_rows, on_fewer_rows=on_fewer_rows)
     assert serving is not None
-    dtype = str(head_weight(model).dtype).removeprefix("torch.")
+    dtype = _dtype_name(compute, serving.folder)
     scratch = serving.scratch / "vllm-rollouts"
     servers = _servers(compute, engine, serving, dtype, scratch, settings.vocab_size)
     policy = _ModelPolicy(model, settings.vocab_size, serving)
@@ -83,11 +83,16 @@ def make_vllm_teacher(compute: Compute, serving: Serving, vocab_size: int) -> VL
     """A teacher behind the servers of `compute.scoring`, with the weights of `serving.folder`."""
     engine = compute.scoring
     assert isinstance(engine, VLLM)
-    dtype = resolve_dtype(compute, resolve_device(compute), hidden_size(serving.folder))
-    name = str(dtype).removeprefix("torch.")
+    name = _dtype_name(compute, serving.folder)
     scratch = serving.scratch / "vllm-scoring"
     servers = _servers(compute, engine, serving, name, scratch, vocab_size)
     return VLLMTeacher(servers, serving.folder, vocab_size).load()
+
+
+def _dtype_name(compute: Compute, folder: Path) -> str:
+    """The format a model computes in, as its servers are told."""
+    dtype = resolve_dtype(compute, resolve_device(compute), hidden_size(folder))
+    return str(dtype).removeprefix("torch.")
 
 
 def _servers(

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headwater.rollout.engines import Serving
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource
 from headwater.storage import flush
@@ -26,6 +27,13 @@ from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
 
 #: A teacher's opinion of rollouts, asked by the main rank, beside training.
 Score = Callable[[Sequence[Rollout]], Any]
+
+
+def serving_of(learner: Learner) -> Serving:
+    """What servers that sample need to know of a model in training."""
+    job, closing = learner.job, learner.context.closing
+    assert job.model_dir is not None
+    return Serving(job.model_dir, job.checkpoint_dir, closing, lambda: learner.updater.steps_done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class StepRollouts:
         job, self._config = learner.job, learner.config
         self._learner, self._source, self._score = learner, source, score
         self._stream = ProblemStream(job.problems, job.seed, job.stream)
-        self._ahead: tuple[int, Callable[[], Drawn]] | None = None
+        self._held: dict[int, Callable[[], Drawn]] = {}  # of this step and the next
         self._overlap: bool = learner.config.overlap  # type: ignore[attr-defined]
         if self._overlap:
             learner.before_saving = self._save
@@ -58,13 +66,10 @@ class StepRollouts:
     def take(self, step: int) -> Drawn:
         """The rollouts of a step; with overlap, those of the next are begun."""
         learner = self._learner
-        if self._ahead is not None and self._ahead[0] == step:
-            drawn = self._ahead[1]()
-        else:
-            drawn = self._begin(step)()
-        self._ahead = None
+        self._held = {step: self._held.get(step) or self._begin(step)}
+        drawn = self._held[step]()
         if self._overlap and step + 1 < learner.total_steps:
-            self._ahead = (step + 1, self._begin(step + 1))
+            self._held[step + 1] = self._begin(step + 1)
         learner.cursor = (step + 1) * self._prompts
         return drawn
 
@@ -98,17 +103,17 @@ class StepRollouts:
     # --- across a checkpoint ------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Keep what is drawn ahead beside the next checkpoint."""
-        if self._ahead is not None:
-            step, finished = self._ahead
-            drawn, learner = finished(), self._learner
-            write = partial(_write, step, drawn)
+        """Keep what the next step trains on beside the checkpoint: of a step that a budget ends in
+        the middle, its own rollouts."""
+        learner, step = self._learner, self._learner.next_step
+        if step in self._held:
+            write = partial(_write, step, self._held[step]())
             learner.world.from_main(lambda: learner.kept.keep_ahead(step, write))
 
     def _restore(self) -> None:
         learner = self._learner
         found = learner.world.from_main(lambda: _read(learner.kept.ahead))
-        if found is None or learner.next_step != found[0]:
+        if found is None:
             return
         step, version, rollouts = found
         problems = self._problems(step)
@@ -119,7 +124,7 @@ class StepRollouts:
         )
         scores = self._source.score(rollouts, self._score)
         drawn = Drawn(problems, RolloutBatch(groups), scores, version)
-        self._ahead = (step, lambda: drawn)
+        self._held = {step: lambda: drawn}
 
 
 def _write(step: int, drawn: Drawn, path: Path) -> None:

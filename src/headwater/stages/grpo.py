@@ -14,7 +14,7 @@ from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.grpo import group_advantages, zero_variance
 from headwater.losses.token_losses import PolicySettings, PolicyTerms, policy_loss
-from headwater.stages.ahead import StepRollouts
+from headwater.stages.ahead import StepRollouts, serving_of
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
@@ -48,7 +48,7 @@ class _GRPO:
             learner.model,
             learner.tokenizer,
             config.sampling,
-            serving=learner.serving(),
+            serving=serving_of(learner),
             on_fewer_rows=learner.halved_rows,
             world=learner.world,
         )

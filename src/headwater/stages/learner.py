@@ -31,7 +31,6 @@ from headwater.engine.token_budget import TokenBudget
 from headwater.engine.update import StepResult, Updater
 from headwater.errors import BudgetExhausted, StageError
 from headwater.models.saving import save_model
-from headwater.rollout.engines import Serving
 from headwater.stages.alerts import Alert, write_alerts
 from headwater.stages.guards import Watcher
 from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
@@ -86,23 +85,17 @@ class Learner(Trainee):
         self._save_seconds = 0.0
         self._resume()
         self._started = self._saved_at = self._charged_at = time.perf_counter()
-        self._metrics = self._open_metrics() if self.world.is_main else None
-        kept = self.world.from_main(lambda: self._metrics.kept if self._metrics else [])
-        for row in kept:
+        self._metrics: MetricsLog | None = None  # the main rank's
+        for row in self.world.from_main(self._open_metrics):
             self.alerts += self._watcher.watch(int(row["step"]), row)
         self._last = self._started
         self._settle()
 
-    def serving(self) -> Serving:
-        """What servers that sample need to know of the model."""
-        assert self.job.model_dir is not None
-        job, closing = self.job, self.context.closing
-        return Serving(
-            self.job.model_dir, job.checkpoint_dir, closing, lambda: self.updater.steps_done
-        )
-
-    def _open_metrics(self) -> MetricsLog:
-        return MetricsLog(self.job.checkpoint_dir / METRICS, self._done, self._spent_seconds)
+    def _open_metrics(self) -> list[dict[str, Any]]:
+        """Open the metrics; returns the rows of steps that are done."""
+        path = self.job.checkpoint_dir / METRICS
+        self._metrics = MetricsLog(path, self._done, self._spent_seconds)
+        return self._metrics.kept
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -260,9 +253,7 @@ class Learner(Trainee):
         self.charge(seconds=now - self._last)
         self._last = now
         finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-        finite = self.world.from_main(lambda: finite)  # of one clock
-        if self._metrics is not None:
-            self._metrics.write(step, finite)
+        finite = self.world.from_main(partial(self._write_metrics, step, finite))
         for alert in self._watcher.watch(step, finite):
             self.alerts.append(alert)
             self.context.report_alert(alert)
@@ -280,6 +271,12 @@ class Learner(Trainee):
                 **finite,
             }
         )
+
+    def _write_metrics(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Write a row; returns it, for all ranks to have the times of one clock."""
+        assert self._metrics is not None
+        self._metrics.write(step, values)
+        return values
 
     def _charge_is_due(self) -> bool:
         return time.perf_counter() - self._charged_at > _CHARGE_SECONDS
@@ -341,8 +338,8 @@ class Learner(Trainee):
             self.alerts = [Alert(**plain) for plain in state.get("out_of_memory", ())]
             self.updater.restore(found.read, int(state["updates"]))
         self.context.account.rewind(0 if found is None else int(found.state["ledger_position"]))
-        if self.world.is_main:
-            self.kept.resume({} if found is None else found.state["files"], self._done)
+        files = {} if found is None else found.state["files"]
+        self.world.from_main(lambda: self.kept.resume(files, self._done))
 
     def _find_checkpoint(self) -> FoundCheckpoint | None:
         """The newest one that what lies beside it, and the ledger, bear out."""

@@ -20,7 +20,7 @@ from headwater.losses.token_losses import distillation_loss
 from headwater.models.compatibility import check_same_tokenizer
 from headwater.rollout.engines import Serving
 from headwater.rollout.teachers import make_teacher, most_logprobs
-from headwater.stages.ahead import StepRollouts
+from headwater.stages.ahead import StepRollouts, serving_of
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import RolloutBatch, RolloutSource, readable_rows
@@ -57,7 +57,7 @@ class _OPD:
             learner.model,
             learner.tokenizer,
             config.sampling,
-            serving=learner.serving(),
+            serving=serving_of(learner),
             on_fewer_rows=learner.halved_rows,
             world=learner.world,
         )

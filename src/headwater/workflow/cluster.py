@@ -181,12 +181,14 @@ def on_ranks(
     StageError. resources: of each rank.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     trainer = TorchTrainer(
         loop,
         train_loop_config=argument,
+        # what is offloaded to the host's memory is told over gloo
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in resources else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=ranks, use_gpu="GPU" in resources, resources_per_worker=dict(resources)
         ),

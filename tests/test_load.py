@@ -234,8 +234,9 @@ class Echo(executor_module._Process):
 
     sent: list[object]
 
-    def __init__(self, setup: WorkerSetup, number: int, launch: Launch) -> None:
+    def __init__(self, setup: WorkerSetup, launch: Launch) -> None:
         self.stage = None
+        self.number = setup.number
         self.sent = []
         self._problem_sets = set()
         ours, theirs = socket.socketpair()

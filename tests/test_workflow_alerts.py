@@ -160,7 +160,7 @@ def test_determinism_is_recorded_and_reaches_the_workers(tmp_path: Path) -> None
         write_record(record_of(study, threads=1), tmp_path)
         assert read_record(tmp_path).machine["deterministic"] is wanted
         setup = WorkerSetup(tmp_path, FUNCTIONS.run_stage, deterministic=wanted)
-        worker = _Process(setup, 0, launch_worker)
+        worker = _Process(setup, launch_worker)
         told = Path(f"/proc/{worker._process.pid}/environ").read_bytes().split(b"\0")
         assert (b"CUBLAS_WORKSPACE_CONFIG=:4096:8" in told) is wanted
         worker.quit()

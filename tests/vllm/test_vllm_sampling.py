@@ -201,7 +201,7 @@ def test_new_weights_are_answered_with_and_named(served: Served) -> None:
     with torch.no_grad():
         served.model.get_output_embeddings().weight *= 1.5
     with pytest.raises(StageError, match="nats a token from ours"):  # changed, and not pushed
-        sampler._check_scores()
+        sampler._check_scores(8)
 
 
 def test_answers_of_weights_that_somebody_else_pushed_are_refused(served: Served) -> None:

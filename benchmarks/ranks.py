@@ -3,6 +3,8 @@
   python benchmarks/ranks.py                                  # cold GRPO of the quickstart
   python benchmarks/ranks.py RECIPE --arms bridge --kinds grpo opd --ranks 1 2 -- --set a.b=c
 
+What follows -- goes to headwater run.
+
 Each number of processes is a run of its own, one after another, with one thread a process; the
 means leave out the first step of every stage. README.md has the method.
 """
@@ -45,14 +47,15 @@ def main() -> None:
     parser.add_argument("--arms", default="cold_grpo")
     parser.add_argument("--kinds", nargs="+", default=["grpo"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("more", nargs="*", help="after --: options of headwater run")
-    asked = parser.parse_args()
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    asked, more = parser.parse_args(given[:end]), given[end + 1 :]
     print("| stage | processes | sampling, s | training, s | tokens/s | gradient norm, last |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         for ranks in asked.ranks:
             out = Path(folder) / str(ranks)
-            run(asked.recipe, asked.arms, ranks, out, asked.more)
+            run(asked.recipe, asked.arms, ranks, out, more)
             for kind in asked.kinds:
                 rows = steps_of(out, kind)
                 sampling, training = (fmean(row[part] for row in rows) for part in PARTS)

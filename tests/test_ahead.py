@@ -86,6 +86,15 @@ def test_a_step_that_a_budget_ended_is_done_with_its_own_rollouts(
     assert resumed.rollouts() == straight.rollouts()
 
 
+def test_no_more_is_kept_than_two_checkpoints_need(tmp_path: Path, model: Path) -> None:
+    config = OPDStage(**ROLLOUT | {"steps": 5}, overlap=True)
+    job = make_job("opd", config, tmp_path, model_dir=model, teacher_dir=model, seed=6)
+    for step in range(1, 5):
+        Run(job).interrupted_at(step)
+        names = sorted(path.name for path in job.checkpoint_dir.glob("ahead-*"))
+        assert names[-1] == f"ahead-{step:09d}.parquet" and len(names) == min(step, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

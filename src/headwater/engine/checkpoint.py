@@ -53,7 +53,7 @@ class FoundCheckpoint:
         alone = not torch.distributed.is_initialized()
         reader = dcp.HuggingFaceStorageReader(str(self.path))
         with _first_error(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is alone: it is
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(dict(into), storage_reader=reader, no_dist=alone)
 
 

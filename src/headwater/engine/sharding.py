@@ -7,7 +7,7 @@ averaged: the engine divides by global counts itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -119,25 +119,16 @@ def like_sharded(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     return DTensor(part, whole._spec, requires_grad=False)
 
 
-def whole_state(model: PreTrainedModel, *, keep: bool) -> Mapping[str, torch.Tensor]:
-    """The model's state dict with whole tensors in the host's memory; empty without `keep`.
-
-    All ranks call it; the one that wants the state keeps it.
-    """
+def whole_model(model: PreTrainedModel, *, keep: bool) -> PreTrainedModel | None:
+    """A sharded model's copy in the host's memory on ranks that `keep` it, None on others; a model
+    that is not sharded as it is. All ranks call it."""
+    if not is_sharded(model):
+        return model
     state = {}
     for name, tensor in model.state_dict().items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
             state[name] = whole.detach().cpu()
-    return state
-
-
-def whole_model(model: PreTrainedModel, *, keep: bool) -> PreTrainedModel | None:
-    """A sharded model's copy in the host's memory on ranks that `keep` it, None on others; a model
-    that is not sharded as it is."""
-    if not is_sharded(model):
-        return model
-    state = dict(whole_state(model, keep=keep))
     if not keep:
         return None
     library_class = next(c for c in type(model).__mro__ if not issubclass(c, FSDPModule))

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headwater.config.stages import GRPOStage, OPDStage
 from headwater.rollout.engines import Serving
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource
@@ -53,43 +54,42 @@ class StepRollouts:
     The learner saves what is drawn ahead with its checkpoints.
     """
 
-    def __init__(self, learner: Learner, source: RolloutSource, score: Score | None = None) -> None:
-        job, self._config = learner.job, learner.config
-        self._learner, self._source, self._score = learner, source, score
+    def __init__(
+        self,
+        learner: Learner,
+        config: GRPOStage | OPDStage,
+        source: RolloutSource,
+        score: Score | None = None,
+    ) -> None:
+        job = learner.job
+        self._learner, self._config, self._source, self._score = learner, config, source, score
         self._stream = ProblemStream(job.problems, job.seed, job.stream)
         self._held: dict[int, Callable[[], Drawn]] = {}  # of this step and the next
-        self._overlap: bool = learner.config.overlap  # type: ignore[attr-defined]
-        if self._overlap:
+        if config.overlap:
             learner.before_saving = self._save
             self._restore()
 
     def take(self, step: int) -> Drawn:
         """The rollouts of a step; with overlap, those of the next are begun."""
-        learner = self._learner
         self._held = {step: self._held.get(step) or self._begin(step)}
         drawn = self._held[step]()
-        if self._overlap and step + 1 < learner.total_steps:
+        if self._config.overlap and step + 1 < self._learner.total_steps:
             self._held[step + 1] = self._begin(step + 1)
-        learner.cursor = (step + 1) * self._prompts
         return drawn
 
     def lag(self, drawn: Drawn) -> dict[str, float]:
         """The metric `policy_lag`: updates made since these rollouts were drawn; with overlap."""
         lag = self._learner.updater.steps_done - drawn.version
-        return {"policy_lag": float(lag)} if self._overlap else {}
-
-    @property
-    def _prompts(self) -> int:
-        return int(self._config.prompts_per_step)  # type: ignore[attr-defined]
+        return {"policy_lag": float(lag)} if self._config.overlap else {}
 
     def _problems(self, step: int) -> list[Problem]:
-        return self._stream.take(step * self._prompts, self._prompts)
+        prompts = self._config.prompts_per_step
+        return self._stream.take(step * prompts, prompts)
 
     def _begin(self, step: int) -> Callable[[], Drawn]:
         """Start drawing a step's rollouts; the result is waited for when it is called, once."""
         version, problems = self._learner.updater.steps_done, self._problems(step)
-        size = int(self._config.group_size)  # type: ignore[attr-defined]
-        finish = self._source.begin(problems, size, step, self._score)
+        finish = self._source.begin(problems, self._config.group_size, step, self._score)
         found: list[Drawn] = []
 
         def finished() -> Drawn:

@@ -42,7 +42,7 @@ class _GRPO:
         job = learner.job
         assert job.model_dir is not None
         self.learner, self.config = learner, config
-        self.stream = ProblemStream(job.problems, job.seed, job.stream)
+        self.stream = ProblemStream(job.problems, job.seed, job.stream)  # of dynamic sampling
         self.source = RolloutSource(
             job,
             learner.model,
@@ -52,7 +52,9 @@ class _GRPO:
             on_fewer_rows=learner.halved_rows,
             world=learner.world,
         )
-        self.rollouts = None if config.dynamic_sampling else StepRollouts(learner, self.source)
+        self.rollouts = (
+            None if config.dynamic_sampling else StepRollouts(learner, config, self.source)
+        )
         self.reference = learner.frozen(job.model_dir) if config.kl.coefficient > 0 else None
 
     def step(self, step: int) -> None:

@@ -45,7 +45,13 @@ class KeptRollouts:
     def keep_ahead(self, step: int, write: Callable[[Path], None]) -> None:
         """Keep rollouts of a step to come, in place of those kept before."""
         path = self._folder / f"{_AHEAD}{step:09d}.parquet"
-        write(path)
+        for old in self._folder.glob(f"{_AHEAD}*"):
+            if old.name not in self.files:  # those of the checkpoint in place are needed until then
+                old.unlink()
+        writing = path.with_suffix(".writing")
+        write(writing)
+        writing.replace(path)
+        flush(self._folder)
         self.files = {n: h for n, h in self.files.items() if not n.startswith(_AHEAD)}
         self.files[path.name] = sha256_of(path)
 

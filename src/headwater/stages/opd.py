@@ -76,7 +76,8 @@ class _OPD:
             local=None if served else learner.frozen(job.teacher_dir),
             is_main=learner.world.is_main,
         )
-        self.rollouts = StepRollouts(learner, self.source, self.teacher.ask)
+        score = self.teacher.ask if served else None
+        self.rollouts = StepRollouts(learner, config, self.source, score)
 
     def step(self, step: int) -> None:
         """One batch of student rollouts and one update on the teacher's opinion of it."""

@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 
 from headwater import seeding
-from headwater.config.compute import VLLM
 from headwater.config.evaluation import EvaluationSampling
 from headwater.config.stages import Sampling
 from headwater.engine.packing import PackedGroup
@@ -109,7 +108,6 @@ class RolloutSource:
         )
         self._model, self._on_fewer_rows, self._serving = model, on_fewer_rows, serving
         self._thread: ThreadPoolExecutor | None = None
-        self._served = isinstance(job.compute.rollouts, VLLM)
         self._sampler = make_sampler(
             job.compute,
             model,
@@ -142,27 +140,31 @@ class RolloutSource:
         is drawn at once. score: asked, by the main rank and beside the caller, what it says of all
         rollouts, in order; what it returns comes with them.
         """
-        requests = self._requests(problems, group_size, step)
-        drawn: list[tuple[Rollout, ...]] = []
+        requests, world = self._requests(problems, group_size, step), self._world
+        drawn: list[tuple[Rollout, ...]] | None = None  # None while servers draw
         if isinstance(self._sampler, VLLMSampler):
             served = self._sampler
             with gathered(self._model):
-                self._world.from_main(lambda: served.push(requests))
+                world.from_main(lambda: served.push(requests))
             sample = partial(served.ask, requests)
         else:
             drawn = self._sample(requests)
             sample = partial(list, drawn)
 
-        def work() -> tuple[list[tuple[Rollout, ...]], T | None]:
+        def work() -> tuple[list[tuple[Rollout, ...]] | None, T | None]:
+            """What other ranks do not have yet: rollouts of servers, and scores."""
             found = sample()
             rollouts = [rollout for group in found for rollout in group]
-            return found, None if score is None else score(rollouts)
+            scores = None if score is None else score(rollouts)
+            return found if drawn is None else None, scores
 
-        beside = self._served or score is not None
-        waits = self._beside(work) if beside and self._world.is_main else work
+        beside = drawn is None or score is not None
+        waits = self._beside(work) if beside and world.is_main else work
 
         def finish() -> tuple[list[RolloutGroup], T | None]:
-            found, scores = self._world.from_main(waits) if beside else work()
+            told, scores = world.from_main(waits) if beside else (None, None)
+            found = drawn if drawn is not None else told
+            assert found is not None
             pairs = zip(problems, found, strict=True)
             return [RolloutGroup(p.id, rollouts) for p, rollouts in pairs], scores
 

@@ -7,15 +7,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headwater.errors import HeadwaterError
 from headwater.redaction import redact
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.ranks import context_of_rank
+from headwater.workflow.stage_run import load_function
 
 if TYPE_CHECKING:
     from headwater.engine.ranks import Ranks
@@ -86,9 +86,7 @@ def follow(lifeline: int | None = None) -> None:
 
 def _run(world: Ranks, order: Order, context: StageContext | None) -> None:
     ranked = context_of_rank(world, context, has_vault=order.has_vault, strict=order.strict)
-    module, _, name = order.run_stage.partition(":")
-    run_stage: Callable[..., Any] = getattr(import_module(module), name)
-    run_stage(order.job, ranked)
+    load_function(order.run_stage)(order.job, ranked)
 
 
 def _never() -> Order | None:

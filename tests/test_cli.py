@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from headwater import __version__, api
-from headwater.cli import main
+from headwater.cli.entry import main
 from headwater.config.loading import parse_yaml
 from headwater.recipes import shipped_recipes
 from headwater.tasks.benchmarks import BENCHMARKS

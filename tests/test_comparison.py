@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from headwater import api, console
-from headwater.cli import main
+from headwater.cli.entry import main
 from headwater.comparison.compare import BatchDone, compare_models
 from headwater.comparison.record import Comparison
 from headwater.comparison.settings import EvaluationSettings

@@ -33,7 +33,7 @@ LAYERS = (
     {"stages", "evals"},
     {"workflow"},
     {"report"},
-    {"api", "cli", "comparison", "console", "doctor", "options", "recipes", "__main__"},
+    {"api", "cli", "comparison", "console", "doctor", "recipes", "__main__"},
 )
 STAGES = {
     "source",
@@ -231,7 +231,7 @@ def test_the_path_to_torch_is_found() -> None:
 
 def test_the_command_line_loads_no_torch() -> None:
     code = (
-        "import sys, headwater.cli, headwater.config.loading, headwater.workflow.graph\n"
+        "import sys, headwater.cli.entry, headwater.config.loading, headwater.workflow.graph\n"
         "print([n for n in ('torch', 'transformers', 'pyarrow', 'matplotlib') if n in sys.modules])"
     )
     done = subprocess.run(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headwater import cli
+from headwater.cli import entry
 from headwater.config.loading import validate_recipe
 from headwater.errors import InputError, StageError
 from headwater.models import sources
@@ -78,9 +78,9 @@ def test_a_hub_error_with_a_token_in_it_is_told_without(
         materialise("hf:some/model", tmp_path / "out")
     assert TOKEN not in str(caught.value)
     monkeypatch.setenv("HEADWATER_DEBUG", "1")
-    monkeypatch.setattr(cli, "app", lambda **_: materialise("hf:some/model", tmp_path / "out"))
+    monkeypatch.setattr(entry, "app", lambda **_: materialise("hf:some/model", tmp_path / "out"))
     with pytest.raises(SystemExit):
-        cli.main([])
+        entry.main([])
     said = capsys.readouterr().err
     assert "401 Client Error" in said and "Traceback" in said and TOKEN not in said
 

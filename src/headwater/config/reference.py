@@ -20,6 +20,7 @@ models that read recipes. `headwater recipes --schema` prints the same as a JSON
 editors use to complete and check as you type. Unknown keys are refused, with a near name.
 """
 
+_MOST_PLACES = 4
 _BOUNDS = {
     "exclusiveMinimum": "above",
     "minimum": "from",
@@ -30,21 +31,15 @@ _BOUNDS = {
 
 def settings_models() -> dict[str, type[BaseModel]]:
     """Every class of settings that a recipe is made of, by name, in the order of the file."""
-    found: dict[str, type[BaseModel]] = {}
-    waiting: list[type[BaseModel]] = [Recipe]
-    while waiting:
-        model = waiting.pop(0)
-        if model.__name__ in found:
-            continue
-        found[model.__name__] = model
-        inner = [m for f in model.model_fields.values() for m in _inside(f.annotation)]
-        waiting[:0] = [one for one in inner if one.__name__ not in found]
-    return found
+    return {model.__name__: model for _, model in _settings(Recipe, ())}
 
 
 def recipe_reference() -> str:
     """Markdown: a section for each group of settings, a row for each key."""
     parts = [_HEAD]
+    places: dict[str, list[str]] = {}
+    for place, model in _settings(Recipe, ()):
+        places.setdefault(model.__name__, []).append(f"`{'.'.join(place)}`")
     for name, model in settings_models().items():
         schema = model.model_json_schema()
         own = schema["$defs"].get(name, schema) if "$defs" in schema else schema
@@ -54,9 +49,24 @@ def recipe_reference() -> str:
             for key, value in properties.items()
         ]
         words = " ".join((model.__doc__ or "").split("\n\n")[0].split())
+        if model is not Recipe:
+            words += f" At {', '.join(places[name][:_MOST_PLACES])}."
         head = "| key | is | default | means |\n| --- | --- | --- | --- |"
         parts.append(f"## {name}\n\n{words}\n\n{head}\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
+
+
+def _settings(
+    model: type[BaseModel], place: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """Groups of settings with the keys that lead to them; NAME and [] for any name or item."""
+    yield place, model
+    for key, field in model.model_fields.items():
+        named = typing.get_origin(field.annotation) is dict
+        listed = typing.get_origin(field.annotation) is tuple
+        step = (key, "NAME") if named else (f"{key}[]",) if listed else (key,)
+        for inner in _inside(field.annotation):
+            yield from _settings(inner, (*place, *step))
 
 
 def _inside(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -25,6 +25,7 @@ LAYERS = (
         "plain_json",
         "redaction",
         "storage",
+        "terminal",
         "visible",
         "world",
     },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from headwater import __version__
 from headwater.errors import InputError
+from headwater.terminal import stdout_console
 
 app = typer.Typer(
     name="headwater",
@@ -43,14 +43,7 @@ def print_result(result: _R, show: Callable[[Console, _R], None], as_json: bool)
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
     else:
-        show(stdout(), result)
-
-
-def stdout() -> Console:
-    """Plain when it is not a terminal: no colours, and lines as long as they are."""
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=200, color_system=None)
+        show(stdout_console(), result)
 
 
 def numbers(text: str | None) -> list[int] | None:

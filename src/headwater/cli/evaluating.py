@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from headwater import api, console
-from headwater.cli.app import app, print_result, stdout
+from headwater.cli.app import app, print_result
 from headwater.cli.options import JsonOption, VerifierOption
 from headwater.errors import InputError
+from headwater.terminal import stdout_console
 
 
 @app.command("eval")
@@ -105,7 +106,7 @@ def verify(
     )
     if json_out is None:
         show = console.show_explained if explain else console.show_verified
-        show(stdout(), result)
+        show(stdout_console(), result)
     elif str(json_out) == "-":
         typer.echo(result.json_lines(), nl=False)
     else:

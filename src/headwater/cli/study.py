@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from headwater import api, console
-from headwater.cli.app import app, names, numbers, print_result, stdout
+from headwater.cli.app import app, names, numbers, print_result
 from headwater.cli.options import (
     ArmsOption,
     JsonOption,
@@ -22,6 +22,7 @@ from headwater.cli.options import (
     SeedsOption,
     SetOption,
 )
+from headwater.terminal import stdout_console
 
 
 @app.command()
@@ -133,4 +134,4 @@ def samples(
         found = api.samples(run, arm=arm, stage=stage, count=count)
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        console.show_samples(stdout(), run, arm=arm, stage=stage, count=count)
+        console.show_samples(stdout_console(), run, arm=arm, stage=stage, count=count)

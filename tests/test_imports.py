@@ -22,6 +22,7 @@ LAYERS = (
         "types",
         "errors",
         "seeding",
+        "near_names",
         "plain_json",
         "redaction",
         "storage",

@@ -8,13 +8,19 @@ from typing import Annotated
 import typer
 
 from headwater import api, console
-from headwater.cli.app import app, print_result
-from headwater.cli.options import JsonOption, VerifierOption
+from headwater.cli import completion
+from headwater.cli.app import MEASURE, print_result, verb
+from headwater.cli.options import JsonOption, QuietOption, VerifierOption
 from headwater.errors import InputError
 from headwater.terminal import stdout_console
 
 
-@app.command("eval")
+@verb(
+    MEASURE,
+    "tiny:student --problems 'task:arithmetic?count=20' --prompt bare --attempts 4",
+    "old=hf:ID-OR-PATH new=hf:ID-OR-PATH --problems gsm8k --limit 200",
+    name="eval",
+)
 def evaluate(
     models: Annotated[
         list[str],
@@ -26,6 +32,7 @@ def evaluate(
             metavar="SOURCE",
             help="gsm8k, math500, aime24, aime25, amc23, a file, hf:NAME or task:arithmetic; "
             "repeatable, NAME=SOURCE names it.",
+            autocompletion=completion.benchmarks,
         ),
     ],
     attempts: Annotated[int, typer.Option(help="Attempts at each problem (k).")] = 16,
@@ -46,6 +53,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of every attempt; default runs/eval/MODEL-SET-HASH."),
     ] = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure avg@k, pass@k, maj@k; compare models. The same command again continues."""
@@ -65,12 +73,16 @@ def evaluate(
         compute={"device": device, "precision": precision},
         rows=rows,
     )
-    on_batch = None if as_json else console.show_batch
+    on_batch = None if quiet or as_json else console.show_batch
     result = api.evaluate(models, settings, out, on_batch=on_batch)
     print_result(result, console.show_comparison, as_json)
 
 
-@app.command()
+@verb(
+    MEASURE,
+    "cases.jsonl",
+    r"--prediction 'so it is \boxed{1/2}' --gold 0.5 --explain",
+)
 def verify(
     cases: Annotated[
         Path | None, typer.Argument(help="JSON Lines of {prediction, gold[, id, expected]}.")
@@ -114,7 +126,7 @@ def verify(
         typer.echo(f"{console.verified_in_words(result)}; rows in {json_out}")
 
 
-@app.command()
+@verb(MEASURE, "quickstart", "train.jsonl --eval gsm8k --csv pairs.csv")
 def contamination(
     train: Annotated[str, typer.Argument(metavar="TRAIN", help="Training problems, or a recipe.")],
     evals: Annotated[

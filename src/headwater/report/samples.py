@@ -14,6 +14,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from headwater.errors import InputError
+from headwater.near_names import choose
 from headwater.report.results import RESULTS_FILE, Results, Row, read_results
 from headwater.seeding import derive_key
 from headwater.terminal import BAD, CAUTION, GOOD, HEADING, QUIET, STUDENT
@@ -256,8 +257,7 @@ def _mixture(rollouts: Sequence[ReadRollout], number: int) -> list[ReadRollout]:
 def _rows_of(results: Results, arm: str | None) -> list[Row]:
     rows = [row for row in results.rows if arm in (None, row.arm)]
     if not rows:
-        known = ", ".join(results.titles())
-        raise InputError(f"arm {arm!r} is not in this run; choose one of: {known}")
+        raise InputError(f"arm {arm!r} is not in this run; {choose(arm, results.titles())}")
     return rows
 
 

@@ -105,9 +105,11 @@ def _recipe_path(ctx: typer.Context) -> Path | None:
     """The file of the recipe, or of the run's recipe, that the words before name."""
     from headwater.recipes import find_recipe
 
-    run, recipe = ctx.params.get("run"), ctx.params.get("recipe")
+    is_run = "run" in ctx.params
+    # Where the last word is an option without its value, none of the words are parameters yet.
+    named = ctx.params.get("run" if is_run else "recipe") or next(iter(ctx.args), "")
     try:
-        return find_recipe(Path(run) / "recipe.yaml" if run else recipe or "")
+        return find_recipe(Path(named) / "recipe.yaml" if is_run else named)
     except InputError:
         return None
 

@@ -17,8 +17,8 @@ from headwater.terminal import stdout_console
 
 @verb(
     MEASURE,
-    "tiny:student --problems 'task:arithmetic?count=20' --prompt bare --attempts 4",
-    "old=hf:ID-OR-PATH new=hf:ID-OR-PATH --problems gsm8k --limit 200",
+    "tiny:student --problems task:arithmetic --prompt bare -n 9",
+    "old=hf:ID-OR-PATH new=hf:ID-OR-PATH --problems gsm8k",
     name="eval",
 )
 def evaluate(
@@ -38,7 +38,9 @@ def evaluate(
     attempts: Annotated[int, typer.Option(help="Attempts at each problem (k).")] = 16,
     verifier: VerifierOption = "math",
     prompt: Annotated[str, typer.Option(help="boxed, hash, answer_is or bare.")] = "boxed",
-    limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", help="Only the first N problems.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Only the likeliest, of this mass.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Only the K likeliest tokens.")] = None,

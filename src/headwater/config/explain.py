@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -49,11 +49,15 @@ def _is_union_tag(part: Any) -> bool:
 def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """Keys of the settings at a location, which may name a member of a union by its kind."""
     members: list[type[BaseModel]] = [model]
+    named = False  # the next part is a name that the user gave
     for part in location:
         inner = [one.model_fields[part].annotation for one in members if part in one.model_fields]
-        if inner:
+        if named or isinstance(part, int):
+            named = False
+        elif inner:
             members = [found for annotation in inner for found in _settings_in(annotation)]
-        else:  # a name of the user's, an index, or which member of a union it is
+            named = any(get_origin(annotation) is dict for annotation in inner)
+        else:  # which member of a union it is
             members = [one for one in members if _kind(one) == part] or members
     return list(dict.fromkeys(name for one in members for name in one.model_fields))
 

@@ -230,7 +230,7 @@ def test_a_profile_is_planned_and_overridden(
     for verb in ("plan", "run"):
         (line,) = error_lines(capsys, verb, study, "--profile", "breif")
         assert "--profile breif: not a profile" in line
-        assert "choose from brief" in line
+        assert "did you mean 'brief'?" in line
 
 
 @pytest.fixture

@@ -198,10 +198,12 @@ def test_the_resolved_recipe_has_no_profiles(profiled: Path, tmp_path: Path) -> 
 
 
 def test_an_unknown_profile_lists_the_names(profiled: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--profile fats: .*fast, misspelt, bad_value, empty"):
+    with pytest.raises(InputError, match=r"--profile fats: .*did you mean 'fast'\?"):
         load_recipe(profiled, profile="fats")
+    with pytest.raises(InputError, match=r"--profile x: .*fast, misspelt, bad_value, empty"):
+        load_recipe(profiled, profile="x")
     (tmp_path / "bare.yaml").write_text(RECIPE)
-    with pytest.raises(InputError, match="choose from none; add it under `profiles`"):
+    with pytest.raises(InputError, match="it has none; add it under `profiles`"):
         load_recipe(tmp_path / "bare.yaml", profile="fast")
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headwater.api import Diagnosis, RecipeListing, RunReport, VerifiedCases
+from headwater.terminal import BAD, CAUTION, GOOD, HEADING, QUIET, stderr_console
 from headwater.types import Verdict
 from headwater.visible import visible
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
     from headwater.tasks.contamination_check import ContaminationCheck
     from headwater.workflow.estimate import Plan
 
-_HEALTH_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
-
-
+_HEALTH_STYLES = {"ok": GOOD, "note": CAUTION, "problem": BAD}
 _MOST_ROWS = 40  # pairs that are shown
 _EXCERPT = 100  # characters of a problem
 
@@ -56,7 +55,7 @@ def show_batch(batch: BatchDone) -> None:
     """How far an evaluation is, on stderr."""
     from headwater.comparison.terminal import print_batch
 
-    print_batch(_stderr(), batch)
+    print_batch(stderr_console(), batch)
 
 
 def show_comparison(console: Console, result: Comparison) -> None:
@@ -65,16 +64,13 @@ def show_comparison(console: Console, result: Comparison) -> None:
 
     print_comparison(console, result)
     if result.read_back:
-        _stderr().print(
+        stderr_console().print(
             Text(
                 f"{result.read_back} of {result.evaluations} evaluations were finished already and "
                 f"read back from {visible(str(result.out))}; give another --out to make them anew"
-            )
+            ),
+            soft_wrap=True,
         )
-
-
-def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show_verified(console: Console, result: VerifiedCases) -> None:
@@ -82,7 +78,7 @@ def show_verified(console: Console, result: VerifiedCases) -> None:
     table = _table("id", "verdict", "seconds", "how")
     for row in result.rows:
         marked = _disagrees(row.get("expected"), row["verdict"])
-        verdict = Text(row["verdict"], style="red" if marked else "")
+        verdict = Text(row["verdict"], style=BAD if marked else "")
         name, how = Text(visible(row["id"])), Text(visible(row["how"]))
         table.add_row(name, verdict, f"{row['seconds']:.3f}", how)
     console.print(table)
@@ -100,10 +96,10 @@ def show_explained(console: Console, result: VerifiedCases) -> None:
     for row in result.rows:
         marked = _disagrees(row.get("expected"), row["verdict"])
         heading = f"{row['id']}  {row['verdict']}, {row['seconds']:.3f} s"
-        console.print(Text(visible(heading), style="bold red" if marked else "bold"))
+        console.print(Text(visible(heading), style=BAD if marked else HEADING))
         steps = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
         for name, text in row["steps"].items():
-            steps.add_row(Text(visible(name), style="dim"), Text(visible(text), overflow="fold"))
+            steps.add_row(Text(visible(name), style=QUIET), Text(visible(text), overflow="fold"))
         console.print(steps)
     console.print(verified_in_words(result))
 
@@ -156,7 +152,7 @@ def show_diagnosis(console: Console, result: Diagnosis) -> None:
     for check in result.checks:
         found = Text(visible(check.found))
         if check.cure:
-            found.append(visible(f"\n-> {check.cure}"), style="dim")
+            found.append(visible(f"\n-> {check.cure}"), style=QUIET)
         health = Text(check.health, style=_HEALTH_STYLES[check.health])
         table.add_row(health, Text(check.name), found)
     console.print(table)

@@ -6,11 +6,11 @@ checkout that place is a link to the same folder).
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from headwater.errors import InputError
+from headwater.near_names import choose
 
 _PACKAGED = Path(__file__).with_name("recipes")
 _CHECKOUT = Path(__file__).parents[2] / "recipes"
@@ -55,9 +55,9 @@ def find_recipe(name_or_path: str | Path) -> Path:
     if at_hand and name in shipped:
         return shipped[name]
     if at_hand and path.suffix in ("", ".yaml"):
-        near = difflib.get_close_matches(name, shipped, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"shipped ones: {', '.join(shipped)}"
-        raise InputError(f"{path}: no such recipe, neither a file nor a shipped one; {hint}")
+        raise InputError(
+            f"{path}: no such recipe, neither a file nor a shipped one; {choose(name, shipped)}"
+        )
     raise InputError(
         f"{path}: no such recipe; give a YAML file, or one of the shipped {', '.join(shipped)}"
     )

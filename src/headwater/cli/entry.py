@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 a budget stopped the run, 1
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except HeadwaterError as error:
         code = _failed(str(error), error.exit_code)
     except _UsageError as error:
-        code = _failed(f"{error.format_message().rstrip('.')}; see `headwater --help`", 2)
+        code = _failed(_in_words(error), 2)
     except typer.Abort:
         code = 130
     except OSError as error:  # a full disk, a folder that may not be written
@@ -45,6 +46,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind = type(error).__name__
         code = _failed(f"{kind}: {error}; this is a defect: HEADWATER_DEBUG=1 shows where", 1)
     sys.exit(code)
+
+
+def _in_words(error: typer.BadParameter) -> str:
+    """What is wrong with the arguments, a near name, and which help says more."""
+    message = error.format_message().rstrip(".")
+    message = re.sub(r" \(Possible options: (.+)\)$", r"; did you mean \1?", message)
+    message = re.sub(r"\. Did you mean (.+)\?$", r"; did you mean \1?", message)
+    command = error.ctx.command_path if error.ctx is not None else "headwater"
+    return f"{message}{'' if message.endswith('?') else ';'} see `{command} --help`"
 
 
 def _failed(message: str, code: int) -> int:

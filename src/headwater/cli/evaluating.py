@@ -8,12 +8,19 @@ from typing import Annotated
 import typer
 
 from headwater import api, console
-from headwater.cli.app import app, print_result, stdout
-from headwater.cli.options import JsonOption, VerifierOption
+from headwater.cli import completion
+from headwater.cli.app import MEASURE, print_result, verb
+from headwater.cli.options import JsonOption, QuietOption, VerifierOption
 from headwater.errors import InputError
+from headwater.terminal import stdout_console
 
 
-@app.command("eval")
+@verb(
+    MEASURE,
+    "tiny:student --problems task:arithmetic --prompt bare -n 9",
+    "old=hf:ID-OR-PATH new=hf:ID-OR-PATH --problems gsm8k",
+    name="eval",
+)
 def evaluate(
     models: Annotated[
         list[str],
@@ -25,12 +32,15 @@ def evaluate(
             metavar="SOURCE",
             help="gsm8k, math500, aime24, aime25, amc23, a file, hf:NAME or task:arithmetic; "
             "repeatable, NAME=SOURCE names it.",
+            autocompletion=completion.benchmarks,
         ),
     ],
     attempts: Annotated[int, typer.Option(help="Attempts at each problem (k).")] = 16,
     verifier: VerifierOption = "math",
     prompt: Annotated[str, typer.Option(help="boxed, hash, answer_is or bare.")] = "boxed",
-    limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", help="Only the first N problems.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Only the likeliest, of this mass.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Only the K likeliest tokens.")] = None,
@@ -45,6 +55,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of every attempt; default runs/eval/MODEL-SET-HASH."),
     ] = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure avg@k, pass@k, maj@k; compare models. The same command again continues."""
@@ -64,12 +75,16 @@ def evaluate(
         compute={"device": device, "precision": precision},
         rows=rows,
     )
-    on_batch = None if as_json else console.show_batch
+    on_batch = None if quiet or as_json else console.show_batch
     result = api.evaluate(models, settings, out, on_batch=on_batch)
     print_result(result, console.show_comparison, as_json)
 
 
-@app.command()
+@verb(
+    MEASURE,
+    "cases.jsonl",
+    r"--prediction 'so it is \boxed{1/2}' --gold 0.5 --explain",
+)
 def verify(
     cases: Annotated[
         Path | None, typer.Argument(help="JSON Lines of {prediction, gold[, id, expected]}.")
@@ -105,7 +120,7 @@ def verify(
     )
     if json_out is None:
         show = console.show_explained if explain else console.show_verified
-        show(stdout(), result)
+        show(stdout_console(), result)
     elif str(json_out) == "-":
         typer.echo(result.json_lines(), nl=False)
     else:
@@ -113,7 +128,7 @@ def verify(
         typer.echo(f"{console.verified_in_words(result)}; rows in {json_out}")
 
 
-@app.command()
+@verb(MEASURE, "quickstart", "train.jsonl --eval gsm8k --csv pairs.csv")
 def contamination(
     train: Annotated[str, typer.Argument(metavar="TRAIN", help="Training problems, or a recipe.")],
     evals: Annotated[

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from headwater import api, console
-from headwater.cli.app import app, print_result
+from headwater.cli import completion
+from headwater.cli.app import MACHINE, print_result, verb
 from headwater.cli.options import JsonOption
 
 
-@app.command()
+@verb(MACHINE, "", "--json")
 def doctor(as_json: JsonOption = False) -> None:
     """Check versions, devices, extras and disk, test itself, and say what to do."""
     result = api.doctor()
@@ -22,9 +23,12 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@verb(MACHINE, "", "quickstart --to my-study.yaml", "--schema > recipe.schema.json")
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Copy this shipped recipe.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Copy this shipped recipe.", autocompletion=completion.shipped),
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="Where to; default ./NAME.yaml.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema.")] = False,
     as_json: JsonOption = False,

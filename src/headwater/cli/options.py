@@ -7,16 +7,37 @@ from typing import Annotated
 
 import typer
 
+from headwater.cli import completion
+
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a shipped recipe.",
+        autocompletion=completion.recipes,
+    ),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="The folder of a run.", autocompletion=completion.runs),
+]
 SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a.b=value; repeatable.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a.b=value; repeatable.",
+        autocompletion=completion.set_keys,
+    ),
 ]
 ProfileOption = Annotated[
     str | None,
-    typer.Option("--profile", metavar="NAME", help="Lay this profile of the recipe over it."),
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        help="Lay this profile of the recipe over it.",
+        autocompletion=completion.profiles,
+    ),
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME.")
@@ -24,15 +45,22 @@ OutOption = Annotated[
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", metavar="0,1,2", help="Instead of the recipe's seeds.")
 ]
-ArmsOption = Annotated[str | None, typer.Option("--arms", metavar="x,y", help="Only these arms.")]
+ArmsOption = Annotated[
+    str | None,
+    typer.Option("--arms", metavar="x,y", help="Only these arms.", autocompletion=completion.arms),
+]
 VerifierOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
         help="math, exact, reasoning_gym, python:module:function or reward:module:function.",
+        autocompletion=completion.choices("math", "exact", "reasoning_gym"),
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress: only the result, and errors.")
+]
 NprocOption = Annotated[
     int | None,
     typer.Option(

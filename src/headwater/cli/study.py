@@ -9,22 +9,30 @@ from typing import Annotated
 import typer
 
 from headwater import api, console
-from headwater.cli.app import app, names, numbers, print_result, stdout
+from headwater.cli import completion
+from headwater.cli.app import STUDY, names, numbers, print_result, verb
 from headwater.cli.options import (
     ArmsOption,
     JsonOption,
     NprocOption,
     OutOption,
     ProfileOption,
+    QuietOption,
     RayOption,
     RecipeArgument,
     RunArgument,
     SeedsOption,
     SetOption,
 )
+from headwater.terminal import stdout_console
 
 
-@app.command()
+@verb(
+    STUDY,
+    "quickstart",
+    "quickstart --arms cold_grpo,bridge --seeds 0,1",
+    "quickstart --set stages.grpo.steps=9 --out runs/short -q",
+)
 def run(
     recipe: RecipeArgument,
     profile: ProfileOption = None,
@@ -40,6 +48,7 @@ def run(
     ] = False,
     nproc: NprocOption = None,
     ray: RayOption = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
@@ -54,7 +63,7 @@ def run(
         overrides=[*set_, *switches],
         seeds=numbers(seeds),
         arms=names(arms),
-        quiet=as_json,
+        quiet=quiet or as_json,
         strict=strict,
         ray=ray,
     )
@@ -63,7 +72,7 @@ def run(
         raise result.stopped
 
 
-@app.command()
+@verb(STUDY, "quickstart", "qwen3-1.7b --profile fast --gpus 8")
 def plan(
     recipe: RecipeArgument,
     profile: ProfileOption = None,
@@ -112,16 +121,18 @@ def plan(
     print_result(result, console.show_plan, as_json)
 
 
-@app.command()
+@verb(STUDY, "runs/quickstart", "runs/quickstart --json")
 def report(run: RunArgument, as_json: JsonOption = False) -> None:
     """Rebuild report.html, results.json and the tables of a run."""
     print_result(api.report(run), console.show_report, as_json)
 
 
-@app.command()
+@verb(STUDY, "runs/quickstart", "runs/quickstart --arm bridge -n 2")
 def samples(
     run: RunArgument,
-    arm: Annotated[str | None, typer.Option(help="Only this arm.")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Only this arm.", autocompletion=completion.arms)
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="A kind, or a stage's fingerprint.")] = None,
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="How many under a heading.")
@@ -133,4 +144,4 @@ def samples(
         found = api.samples(run, arm=arm, stage=stage, count=count)
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        console.show_samples(stdout(), run, arm=arm, stage=stage, count=count)
+        console.show_samples(stdout_console(), run, arm=arm, stage=stage, count=count)

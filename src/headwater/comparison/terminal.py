@@ -14,6 +14,7 @@ from headwater.comparison.record import Comparison, SetComparison
 from headwater.evals.scores import PartScore
 from headwater.evals.statistics import Estimate
 from headwater.report.quantities import duration, p_value, percent, points
+from headwater.terminal import HEADING
 from headwater.visible import one_line, visible
 
 _HASH_CHARACTERS = 12
@@ -30,7 +31,8 @@ def print_batch(console: Console, batch: BatchDone) -> None:
             f"{batch.done} of {batch.problems} problems, "
             f"{percent(batch.pass_rate)} of the last batch right, "
             f"{batch.tokens_per_second:.0f} tokens/s{left}"
-        )
+        ),
+        soft_wrap=True,
     )
 
 
@@ -183,7 +185,7 @@ def _table(title: str, *columns: str, first: str = "model") -> Table:
     table = Table(
         title=Text(visible(title)),
         title_justify="left",
-        title_style="bold",
+        title_style=HEADING,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from headwater.near_names import near
+
+#: Keys of a file that are taken out of it before the rest is read.
+_OF_THE_FILE = ("profiles",)
+
 
 def explain(model: type[BaseModel], error: Mapping[str, Any]) -> str:
-    """One line: key, value found, what was expected, and a near name for a misspelt key."""
+    """One line: key, value found, what was expected, and a near name for a misspelt one."""
     location = [part for part in error["loc"] if not _is_union_tag(part)]
     key = ".".join(str(part) for part in location) or "recipe"
     if error["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-        return f"{key}: unknown key; {hint}"
+        near_keys = [*known, *(_OF_THE_FILE if len(location) == 1 else ())]
+        hint = near(location[-1], near_keys) or f"; known keys: {', '.join(sorted(known))}"
+        return f"{key}: unknown key{hint}"
     if error["type"] == "missing":
         return f"{key}: missing; add it"
+    if error["type"] == "union_tag_invalid":
+        tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+        return f"{key} = {tag!r}: expected one of {tags}{near(tag, _quoted(tags))}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message if key == "recipe" else f"{key}: {message}"
     found = error.get("input")
     shown = f" = {found!r}" if isinstance(found, str | int | float | bool | None) else ""
-    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+    hint = near(found, _quoted(message)) if error["type"] == "literal_error" else ""
+    return f"{key}{shown}: {message[0].lower()}{message[1:]}{hint}"
+
+
+def _quoted(text: str) -> list[str]:
+    """The names between quotes in a list of what was expected."""
+    return re.findall(r"'([^']+)'", text)
 
 
 def _is_union_tag(part: Any) -> bool:
@@ -33,23 +47,28 @@ def _is_union_tag(part: Any) -> bool:
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    current: Any = model
+    """Keys of the settings at a location, which may name a member of a union by its kind."""
+    members: list[type[BaseModel]] = [model]
+    named = False  # the next part is a name that the user gave
     for part in location:
-        fields = getattr(current, "model_fields", None)
-        if fields and part in fields:
-            current = _inner_model(fields[part].annotation)
-        elif fields is None:
-            return []
-    fields = getattr(current, "model_fields", {})
-    return [*fields]
+        inner = [one.model_fields[part].annotation for one in members if part in one.model_fields]
+        if named or isinstance(part, int):
+            named = False
+        elif inner:
+            members = [found for annotation in inner for found in _settings_in(annotation)]
+            named = any(get_origin(annotation) is dict for annotation in inner)
+        else:  # which member of a union it is
+            members = [one for one in members if _kind(one) == part] or members
+    return list(dict.fromkeys(name for one in members for name in one.model_fields))
 
 
-def _inner_model(annotation: Any) -> Any:
-    """The settings model inside an annotation such as `dict[str, Arm]` or `X | None`."""
+def _kind(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("kind")
+    return None if field is None else field.default
+
+
+def _settings_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings models inside an annotation such as `dict[str, Arm]` or `X | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _inner_model(argument)
-        if found is not None:
-            return found
-    return None
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _settings_in(inner)]

@@ -16,6 +16,7 @@ from headwater.config.plain_yaml import LARGEST_CHARACTERS, parse_yaml
 from headwater.config.recipe import Recipe, merge
 from headwater.config.reference import settings_models
 from headwater.errors import InputError
+from headwater.near_names import choose
 from headwater.redaction import redact
 from headwater.storage import write_whole
 
@@ -107,8 +108,8 @@ def _take_profile(
     if name is None:
         return rest, {}
     if name not in profiles:
-        known = ", ".join(map(str, profiles)) or "none; add it under `profiles`"
-        raise InputError(f"--profile {name}: not a profile of {where}; choose from {known}")
+        cure = choose(name, profiles) if profiles else "it has none; add it under `profiles`"
+        raise InputError(f"--profile {name}: not a profile of {where}; {cure}")
     changes = profiles[name]
     if not isinstance(changes, Mapping):
         raise InputError(f"{where}: profiles.{name} is no mapping; give it keys of a recipe")

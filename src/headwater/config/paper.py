@@ -12,6 +12,7 @@ from typing import Any
 
 from headwater.config.claims import base_arm, cell_arm
 from headwater.config.stages import GRPOStage
+from headwater.near_names import near
 
 #: The names the routes have in the paper's text.
 ALIASES: Mapping[str, str] = {
@@ -166,6 +167,7 @@ class _Named:
             raise ValueError(
                 f"arms: {name!r} is not an arm of the paper; give it a `teacher` or `student` "
                 f"chain, or choose from {', '.join(known)} (with .MODEL for another teacher)"
+                f"{near(name, known)}"
             )
         return self._written_out(route, model or ("student" if route.own_size else "teacher"))
 
@@ -181,6 +183,7 @@ class _Named:
         if unknown:
             raise ValueError(
                 f"arms.paper.teachers: {unknown[0]!r} is not one of {', '.join(self._teachers)}"
+                f"{near(unknown[0], self._teachers)}"
             )
         names = list(STUDENT_ROUTES)
         for model in self._teachers:

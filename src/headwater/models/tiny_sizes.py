@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.near_names import near
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PAD_TOKEN, START_TOKEN, END_TOKEN = SPECIAL_TOKENS
@@ -47,7 +48,10 @@ def tiny_size(name: str) -> TinySize:
     size = TINY_SIZES.get(name.removeprefix("tiny:"))
     if size is None:
         choices = ", ".join(f"tiny:{known}" for known in TINY_SIZES)
-        raise InputError(f"unknown embedded model {name!r}: expected one of {choices}; choose one")
+        hint = near(name.removeprefix("tiny:"), TINY_SIZES)
+        raise InputError(
+            f"unknown embedded model {name!r}: expected one of {choices}; choose one{hint}"
+        )
     return size
 
 

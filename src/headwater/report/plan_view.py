@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headwater.report.quantities import count, duration, hours, spent
+from headwater.terminal import CAUTION
 from headwater.visible import one_line, visible
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(Text(visible(side_by_side(plan))))
         console.print(Text(plan.assumptions))
     for warning in plan.warnings:
-        console.print(Text(f"warning: {one_line(warning)}", style="yellow"))
+        console.print(Text(f"warning: {one_line(warning)}", style=CAUTION))
     console.print(
         f"About {duration(plan.to_do.seconds)} to go; nothing was trained. Tokens are upper bounds "
         "(each response as long as it may get, unless --mean-response says less); FLOPs, time and "

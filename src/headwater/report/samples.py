@@ -14,8 +14,10 @@ from rich.rule import Rule
 from rich.text import Text
 
 from headwater.errors import InputError
+from headwater.near_names import choose
 from headwater.report.results import RESULTS_FILE, Results, Row, read_results
 from headwater.seeding import derive_key
+from headwater.terminal import BAD, CAUTION, GOOD, HEADING, QUIET, STUDENT
 from headwater.types import FinishReason, Verdict
 from headwater.visible import excerpt, visible
 from headwater.workflow.confinement import require_own_files
@@ -45,10 +47,10 @@ _ATTEMPT_COLUMNS = (
     "truncated",
 )
 _MARKS = {
-    Verdict.CORRECT.value: ("✓ correct", "green"),
-    Verdict.INCORRECT.value: ("✗ incorrect", "red"),
-    Verdict.UNPARSEABLE.value: ("? no answer found", "yellow"),
-    Verdict.TIMEOUT.value: ("… verifier ran out of time", "yellow"),
+    Verdict.CORRECT.value: ("✓ correct", f"bold {GOOD}"),
+    Verdict.INCORRECT.value: ("✗ incorrect", BAD),
+    Verdict.UNPARSEABLE.value: ("? no answer found", CAUTION),
+    Verdict.TIMEOUT.value: ("… verifier ran out of time", CAUTION),
 }
 
 
@@ -215,30 +217,30 @@ def print_samples(
 ) -> None:
     """Print what `collect_samples` finds, control characters made visible."""
     for heading, rollouts in collect_samples(run_dir, arm=arm, stage=stage, number=number):
-        console.print(Rule(Text(visible(heading), style="bold"), align="left"))
+        console.print(Rule(Text(visible(heading), style=HEADING), align="left"))
         for rollout in rollouts:
             console.print(_as_text(rollout))
 
 
 def verdict_mark(rollout: ReadRollout) -> tuple[str, str]:
-    """(words, colour name) of a rollout's verdict; ungraded ones say so."""
+    """(words, style) of a rollout's verdict; ungraded ones say so."""
     if rollout.verdict is None:
-        return "not graded", "cyan"
-    return _MARKS.get(rollout.verdict, (rollout.verdict, "cyan"))
+        return "not graded", STUDENT
+    return _MARKS.get(rollout.verdict, (rollout.verdict, STUDENT))
 
 
 def _as_text(rollout: ReadRollout) -> Text:
-    words, colour = verdict_mark(rollout)
+    words, style = verdict_mark(rollout)
     cut = ", cut at the length limit" if rollout.truncated else ""
     step = f", step {rollout.step}" if rollout.step is not None else ""
     text = Text()
-    text.append(f"{words}", style=f"bold {colour}")
+    text.append(f"{words}", style=style)
     text.append(
         visible(
             f"  problem {rollout.problem_id}, sample {rollout.sample}{step}, "
             f"{rollout.response_tokens} tokens{cut}\n"
         ),
-        style="dim",
+        style=QUIET,
     )
     text.append(visible(excerpt(rollout.prompt, 1_200)).rstrip() + "\n", style="italic")
     text.append(visible(excerpt(rollout.response, 4_000)).rstrip() + "\n")
@@ -255,8 +257,7 @@ def _mixture(rollouts: Sequence[ReadRollout], number: int) -> list[ReadRollout]:
 def _rows_of(results: Results, arm: str | None) -> list[Row]:
     rows = [row for row in results.rows if arm in (None, row.arm)]
     if not rows:
-        known = ", ".join(results.titles())
-        raise InputError(f"arm {arm!r} is not in this run; choose one of: {known}")
+        raise InputError(f"arm {arm!r} is not in this run; {choose(arm, results.titles())}")
     return rows
 
 

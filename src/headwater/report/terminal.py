@@ -24,6 +24,7 @@ from headwater.report.scale import Scale, scale_of
 from headwater.report.study_tables import sharing_words
 from headwater.report.views import arm_groups, unclaimed
 from headwater.report.words import closing_words, primary_hypotheses
+from headwater.terminal import BAD, CAUTION, GOOD, HEADING, QUIET, STUDENT, TEACHER
 from headwater.visible import visible
 
 _SHORT = {"verifier_calls": "calls", "generated_tokens": "tokens", "seconds": "time"}
@@ -32,18 +33,18 @@ _MEDIUM = 90  # console columns from which the interval has a column
 _ROWS_AT_MOST = 20  # of a table of arms, before only families are shown
 _ALARMS_AT_MOST = _WARNINGS_AT_MOST = 6
 _VERDICTS = {
-    "supported": ("✓", "green"),
-    "refuted": ("✗", "bold red"),
-    "undecided": ("?", "yellow"),
+    "supported": ("✓", GOOD),
+    "refuted": ("✗", BAD),
+    "undecided": ("?", CAUTION),
 }
 _WIDE = 110  # console columns from which the whiskers fit
 _SENTENCE_STYLES = {
-    "headline": "bold",
+    "headline": HEADING,
     "next": "",
-    "against": "yellow",
+    "against": CAUTION,
     "open": "",
     "found": "",
-    "caveat": "dim",
+    "caveat": QUIET,
 }
 
 
@@ -56,7 +57,7 @@ def print_summary(results: Results, console: Console) -> None:
     if hypotheses:
         console.print(hypothesis_table(results, hypotheses, width=console.width))
         for line in _on_other_sets(results, hypotheses[0].eval_set):
-            console.print(Padding(Text(visible(line), style="dim"), (0, 0, 1, 0)))
+            console.print(Padding(Text(visible(line), style=QUIET), (0, 0, 1, 0)))
     flat = True
     for eval_set in results.eval_sets():
         rows = tuple(row for row in results.rows if row.eval_set == eval_set)
@@ -66,20 +67,20 @@ def print_summary(results: Results, console: Console) -> None:
             flat = False
             console.print(family_table(results, rows))
     if flat and any(row.spent for row in results.rows):
-        console.print(Padding(Text(_what_is_charged(results), style="dim"), (0, 0, 1, 0)))
+        console.print(Padding(Text(_what_is_charged(results), style=QUIET), (0, 0, 1, 0)))
     others = unclaimed(results, matched=True) if hypotheses else results.differences
     if others:
         console.print(difference_table(results, others))
     shared = sharing_words(results)
     if shared:
-        console.print(Padding(Text(shared, style="dim"), (0, 0, 1, 0)))
+        console.print(Padding(Text(shared, style=QUIET), (0, 0, 1, 0)))
     for stage, words in alarms(results)[:_ALARMS_AT_MOST]:
-        console.print(Text(visible(f"alarm: {stage}: {words}"), style="yellow"))
+        console.print(Text(visible(f"alarm: {stage}: {words}"), style=CAUTION))
     for warning in results.warnings[:_WARNINGS_AT_MOST]:
-        console.print(Text(f"warning: {visible(warning)}", style="yellow"))
+        console.print(Text(f"warning: {visible(warning)}", style=CAUTION))
     more = len(results.warnings) - _WARNINGS_AT_MOST
     if more > 0:
-        console.print(Text(f"warning: {more} more in the report", style="yellow"))
+        console.print(Text(f"warning: {more} more in the report", style=CAUTION))
     for sentence in closing_words(results):
         text = Text(visible(sentence.text), style=_SENTENCE_STYLES[sentence.kind])
         console.print(Padding(text, (0, 0, 1 if sentence.kind == "headline" else 0, 0)))
@@ -106,11 +107,11 @@ def result_table(results: Results, eval_set: str, *, width: int = _WIDE) -> Tabl
         heading = COUNTER_NAMES[counter]
         table.add_column(heading if wide else _SHORT.get(counter, heading), justify="right")
     for row in rows:
-        cells = [Text(visible(row.title)), Text(_score(row), style="bold")]
+        cells = [Text(visible(row.title)), Text(_score(row), style=HEADING)]
         if medium:
             cells.append(Text(f"{row.interval[0] * 100:.1f} – {row.interval[1] * 100:.1f}"))
         if wide:
-            colour = "dark_orange" if row.evaluates == "teacher" else "dodger_blue2"
+            colour = TEACHER if row.evaluates == "teacher" else STUDENT
             cells.append(Text(whisker(row, scale), style=colour))
         cells += [Text(spent(name, row.spent.get(name, 0))) for name in TABLE_COUNTERS]
         table.add_row(*cells)
@@ -140,7 +141,7 @@ def hypothesis_table(
             cells = [
                 Text(visible(words), style=style),
                 Text(visible(_claim(row, titles))),
-                Text(points(row.difference), style="bold" if row.told_apart else ""),
+                Text(points(row.difference), style=HEADING if row.told_apart else ""),
                 Text(f"{points(row.interval[0])} to {points(row.interval[1])}"),
                 Text(bare_p_value(row.p_value_corrected)),
             ]
@@ -177,7 +178,7 @@ def family_table(results: Results, rows: tuple[Row, ...]) -> Table:
             Text(visible(group.title)),
             Text(str(len(group.rows))),
             Text(percent(group.reach[0])),
-            Text(percent(group.reach[1]), style="bold"),
+            Text(percent(group.reach[1]), style=HEADING),
             Text(visible(best.title)),
         )
     return table
@@ -185,7 +186,7 @@ def family_table(results: Results, rows: tuple[Row, ...]) -> Table:
 
 def _titled(title: str) -> Table:
     return Table(
-        title=Text(visible(title), style="bold"),
+        title=Text(visible(title), style=HEADING),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -206,7 +207,7 @@ def difference_table(results: Results, rows: Sequence[DifferenceRow] | None = No
         names = Text(visible(f"{titles[row.better]} − {titles[row.than]}"))
         cells = [names, *([Text(visible(row.eval_set))] if several else [])]
         cells += [
-            Text(points(row.difference), style="bold" if row.told_apart else ""),
+            Text(points(row.difference), style=HEADING if row.told_apart else ""),
             Text(f"{points(row.interval[0])} to {points(row.interval[1])}"),
             Text(bare_p_value(row.p_value_corrected)),
             Text(f"{row.minimum_detectable * 100:.1f}"),

@@ -16,6 +16,7 @@ import numpy as np
 
 from headwater import seeding
 from headwater.errors import InputError
+from headwater.near_names import near
 from headwater.tasks.problems import LabelledProblems
 from headwater.types import Label, Problem
 
@@ -153,6 +154,7 @@ def parse_options(options: Mapping[str, str]) -> ArithmeticOptions:
     if unknown:
         raise InputError(
             f"task:arithmetic: unknown option {unknown[0]!r}; choose from {', '.join(_OPTIONS)}"
+            f"{near(unknown[0], _OPTIONS)}"
         )
     merged = {**_OPTIONS, **options}
     low, _, high = merged["steps"].partition("-")

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from headwater.errors import InputError
+from headwater.near_names import near
 from headwater.tasks.chat_template import render_chat
 from headwater.tasks.final_answers import last_boxed
 from headwater.types import Problem
@@ -63,7 +64,9 @@ FORMS: Mapping[str, PromptForm] = MappingProxyType(
 def prompt_form(form: str) -> PromptForm:
     """The form named `form`. Raises InputError for an unknown name."""
     if form not in FORMS:
-        raise InputError(f"prompt form {form!r} is unknown; use one of {', '.join(FORMS)}")
+        raise InputError(
+            f"prompt form {form!r} is unknown; use one of {', '.join(FORMS)}{near(form, FORMS)}"
+        )
     return FORMS[form]
 
 

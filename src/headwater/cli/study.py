@@ -18,6 +18,7 @@ from headwater.cli.options import (
     ProfileOption,
     RayOption,
     RecipeArgument,
+    ReportToOption,
     RunArgument,
     SeedsOption,
     SetOption,
@@ -40,6 +41,7 @@ def run(
     ] = False,
     nproc: NprocOption = None,
     ray: RayOption = None,
+    report_to: ReportToOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
@@ -47,6 +49,7 @@ def run(
         return
     switches = ["compute.deterministic=true"] if deterministic else []
     switches += [f"compute.ranks={nproc}"] if nproc is not None else []
+    switches += [f"report_to=[{report_to}]"] if report_to is not None else []
     result = api.run(
         recipe,
         out,

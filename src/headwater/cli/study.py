@@ -23,6 +23,7 @@ from headwater.cli.options import (
     SeedsOption,
     SetOption,
 )
+from headwater.errors import InputError
 
 
 @app.command()
@@ -129,10 +130,22 @@ def samples(
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="How many under a heading.")
     ] = 4,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="A training step as a table, with reward and advantage."),
+    ] = False,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Of --table; default the last step kept.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read what the models of a run wrote."""
-    if as_json:
+    if table:
+        tables = api.completions(run, arm=arm, stage=stage, step=step, count=count)
+        print_result(tables, console.show_completions, as_json)
+    elif step is not None:
+        raise InputError(f"--step {step} without --table; it chooses the step of the table: add it")
+    elif as_json:
         found = api.samples(run, arm=arm, stage=stage, count=count)
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:

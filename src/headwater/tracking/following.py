@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -22,11 +21,10 @@ from headwater.config.tracking import Tracker
 from headwater.plain_json import parse_json, read_json_file
 from headwater.redaction import redact
 from headwater.tracking.backends import OpenTracker, TrackedRun, open_tracker
-from headwater.tracking.completions import read_completions
+from headwater.tracking.completions import Completion, read_completions
 from headwater.tracking.names import NamedRows
+from headwater.tracking.stage_files import METRICS_FILE, rollout_files, stage_file
 
-METRICS_FILE = "metrics.jsonl"
-ROLLOUTS_FILE = "rollouts.parquet"
 SENT_FOLDER = "sent"
 
 
@@ -108,19 +106,25 @@ class TrackedLog:
                 sent.step = told
                 self._keep()
 
-    def completions(self, tables: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
-        """Tell tables by step; shown at the last step told, since trackers only go forward."""
-        for name in self._trackers.working():
-            sent = self._sent[name]
-            for step in sorted(step for step in tables if step > sent.completions):
-                self._tell(name, partial(self._table, step, tables[step]))
+    def completions(self, rows: Sequence[Completion]) -> None:
+        """Tell completions, by step; those of steps that a tracker was told are left out.
 
-    def _table(
-        self, step: int, rows: Sequence[Mapping[str, Any]], sent: Sent, tracker: OpenTracker
-    ) -> None:
-        sent.completions = step
+        New ones come as one table, at the last step told: trackers only go forward.
+        """
+        for name in self._trackers.working():
+            new = [one for one in rows if one.step > self._sent[name].completions]
+            if new:
+                self._tell(name, partial(self._table, new))
+
+    def _table(self, rows: Sequence[Completion], sent: Sent, tracker: OpenTracker) -> None:
+        before, sent.completions = sent.completions, rows[-1].step
         self._keep()
-        tracker.table("completions", rows, max(step, sent.step))
+        try:
+            tracker.table("completions", [one.row() for one in rows], max(rows[-1].step, sent.step))
+        except BaseException:
+            sent.completions = before
+            self._keep()
+            raise
 
     def summary(self, values: Mapping[str, float]) -> None:
         """Tell values of the run as a whole, unless they are what was told before."""
@@ -173,11 +177,11 @@ class FollowedStage:
         self._run_dir, self._fingerprint = run_dir, fingerprint
         self._log, self._every = log, every
         self._rows = _GrowingRows()
-        self._tables_of: tuple[Path, ...] = ()
+        self._read: tuple[Path, ...] = ()
 
     def sync(self) -> None:
         """Tell what is new."""
-        path = self._newest(METRICS_FILE)
+        path = stage_file(self._run_dir, self._fingerprint, METRICS_FILE)
         if path is not None:
             with suppress(FileNotFoundError):  # published in this moment: next time
                 self._log.steps(list(self._rows.new(path)))
@@ -192,34 +196,15 @@ class FollowedStage:
             self._log.close()
 
     def _completions(self, every: int) -> None:
-        published = self._run_dir / "artifacts" / self._fingerprint / ROLLOUTS_FILE
-        if published.is_file():
-            paths: tuple[Path, ...] = (published,)
-        else:
-            metrics = self._newest(METRICS_FILE)
-            folder = None if metrics is None else metrics.parent / "rollouts"
-            paths = () if folder is None else tuple(sorted(folder.glob("part-*.parquet")))
-        if paths == self._tables_of:
+        paths = rollout_files(self._run_dir, self._fingerprint)
+        if paths == self._read:
             return
         try:
             found = read_completions(paths, lambda step: step % every == 0)
         except (OSError, pa.ArrowException):  # a part that is being written: next time
             return
-        self._tables_of = paths
-        self._log.completions({step: [one.row() for one in rows] for step, rows in found.items()})
-
-    def _newest(self, name: str) -> Path | None:
-        """The stage's file of this name: published, or where its latest attempt writes it."""
-        published = self._run_dir / "artifacts" / self._fingerprint / name
-        if published.is_file():
-            return published
-        found = [
-            path
-            for place in ("checkpoints", "staging")
-            for folder in (self._fingerprint, f"{self._fingerprint}.*")
-            for path in (self._run_dir / place).glob(f"{folder}/{name}")
-        ]
-        return max(found, key=_modified, default=None)
+        self._read = paths
+        self._log.completions([one for step in sorted(found) for one in found[step]])
 
 
 class _GrowingRows:
@@ -247,10 +232,3 @@ class _GrowingRows:
 
 def _inode(path: Path) -> int:
     return path.stat().st_ino
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # published in this moment
-        return 0.0

@@ -89,25 +89,10 @@ def open_folder(run_dir: Path) -> Path:
     return folder
 
 
-def tell_results(outcome: RunOutcome, recipe: Recipe, say: Callable[[str], None]) -> None:
-    """Tell the recipe's trackers what each arm came to: avg@k and pass@k with standard errors."""
-    if not recipe.report_to:
-        return
-    folder = open_folder(outcome.run_dir.resolve())
-    trackers = Trackers(recipe.report_to, folder, say)
-
-    def tell() -> None:
-        for key, run, values in result_runs(outcome, recipe.name):
-            with closing(TrackedLog(trackers, run, key)) as log:
-                log.summary(values)
-
-    with _silence():
-        prepare(recipe.report_to, folder)
-        thread = threading.Thread(target=tell, daemon=True, name="trackers")
-        thread.start()
-        thread.join(_CLOSE_SECONDS)
-    if thread.is_alive():
-        say(_SLOW)
+def tell_results(view: ProgressView, outcome: RunOutcome) -> None:
+    """Tell the trackers of a `tracked` view what each arm came to; nothing of any other."""
+    if isinstance(view, _TrackedView):
+        view.tell_results(outcome)
 
 
 @contextmanager
@@ -181,6 +166,21 @@ class _TrackedView(ProgressView):
         traceback: TracebackType | None,
     ) -> None:
         self._leaving.__exit__(exc_type, exc, traceback)
+
+    def tell_results(self, outcome: RunOutcome) -> None:
+        """avg@k and pass@k of each arm with standard errors; waits, but not for ever."""
+
+        def tell() -> None:
+            for key, run, values in result_runs(outcome, self._recipe.name):
+                with closing(TrackedLog(self._trackers, run, key)) as log:
+                    log.summary(values)
+
+        with _silence():
+            thread = threading.Thread(target=tell, daemon=True, name="trackers")
+            thread.start()
+            thread.join(_CLOSE_SECONDS)
+        if thread.is_alive():
+            self.say(_SLOW)
 
     def _end(self) -> None:
         """Wait for every tracker, but not for ever."""

@@ -141,7 +141,7 @@ def run_study(
                 settle_accounts(ledger, study.graph, store, published, view.say)
             stopped = _execute(study, store, executor, functions, published, strict)
         outcome = load_outcome(out_dir, stopped)
-        tell_results(outcome, study.recipe, view.say)
+        tell_results(view, outcome)
         return outcome
 
 

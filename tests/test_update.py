@@ -70,11 +70,11 @@ def test_adamw_equals_its_equations() -> None:
     )
     model = _Weights([2.0])
     updater = Updater(model, settings, 5)
-    for slope in slopes:
+    rates = [learning_rate(settings, step, 5) for step in range(5)]
+    for slope, rate in zip(slopes, rates, strict=True):
         result = updater.step([_pull(model, [2 * slope])], denominator=2.0)
         assert result.grad_norm == pytest.approx(abs(slope))
-        assert result.metrics == {"slope": pytest.approx(2 * slope)}
-    rates = [learning_rate(settings, step, 5) for step in range(5)]
+        assert result.metrics == {"slope": pytest.approx(2 * slope), "learning_rate": rate}
     expected = reference.adamw(2.0, slopes, rates, betas=(0.8, 0.9), weight_decay=0.1)
     assert model.weight.item() == pytest.approx(expected, rel=1e-6)
     assert updater.steps_done == 5

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headwater.api import Diagnosis, RecipeListing, RunReport, VerifiedCases
+from headwater.api import Completions, Diagnosis, RecipeListing, RunReport, VerifiedCases
 from headwater.terminal import BAD, CAUTION, GOOD, HEADING, QUIET, stderr_console
 from headwater.types import Verdict
 from headwater.visible import visible
@@ -42,6 +42,13 @@ def show_samples(
     from headwater.report.samples import print_samples
 
     print_samples(run_dir, console, arm=arm, stage=stage, number=count)
+
+
+def show_completions(console: Console, result: Completions) -> None:
+    """A table for each stage that samples."""
+    from headwater.report.completions import print_completions
+
+    print_completions(console, result.tables)
 
 
 def show_plan(console: Console, plan: Plan) -> None:

@@ -11,15 +11,24 @@ from headwater.api.evaluating import (
     verify,
 )
 from headwater.api.machine import doctor, recipes, schema
-from headwater.api.records import Diagnosis, RecipeListing, RunReport, Samples, VerifiedCases
-from headwater.api.study import follow, load, plan, report, run, samples
+from headwater.api.records import (
+    Completions,
+    Diagnosis,
+    RecipeListing,
+    RunReport,
+    Samples,
+    VerifiedCases,
+)
+from headwater.api.study import completions, follow, load, plan, report, run, samples
 
 __all__ = [
+    "Completions",
     "Diagnosis",
     "RecipeListing",
     "RunReport",
     "Samples",
     "VerifiedCases",
+    "completions",
     "contamination",
     "doctor",
     "evaluate",

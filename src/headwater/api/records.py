@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from headwater.doctor import Check
     from headwater.errors import BudgetExhausted
     from headwater.recipes import ShippedRecipe
+    from headwater.report.completions import CompletionTable
     from headwater.report.results import Results
     from headwater.report.samples import ReadRollout
     from headwater.verify.cases import CaseResult
@@ -51,6 +52,17 @@ class Samples:
                 for heading, rollouts in self.groups
             ]
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """Completions of a training step, a table for each stage that samples."""
+
+    tables: tuple[CompletionTable, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"tables": [table.as_dict() for table in self.tables]}
 
 
 @dataclass(frozen=True, slots=True)

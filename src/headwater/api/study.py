@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwater.api.records import RunReport, Samples
+from headwater.api.records import Completions, RunReport, Samples
 from headwater.errors import InputError
 
 if TYPE_CHECKING:
@@ -161,6 +161,25 @@ def samples(
 
     found = collect_samples(Path(run_dir), arm=arm, stage=stage, number=count)
     return Samples(tuple((heading, tuple(rollouts)) for heading, rollouts in found))
+
+
+def completions(
+    run_dir: str | Path,
+    *,
+    arm: str | None = None,
+    stage: str | None = None,
+    step: int | None = None,
+    count: int = 4,
+) -> Completions:
+    """Completions of a training step of each stage that samples, with reward and advantage.
+
+    arm: only this arm's; stage: a kind, or the beginning of a fingerprint; step: from 1, by default
+    the last one kept. A run that goes on may be read. Raises InputError when nothing matches.
+    """
+    from headwater.report.completions import completion_tables
+
+    found = completion_tables(Path(run_dir), arm=arm, stage=stage, step=step, count=count)
+    return Completions(tuple(found))
 
 
 def _run_dir(recipe: Recipe, out: str | Path | None) -> Path:

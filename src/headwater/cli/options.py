@@ -76,3 +76,11 @@ RayOption = Annotated[
         "--ray", metavar="ADDRESS", help="Stages on a Ray cluster: auto, local or HOST:PORT."
     ),
 ]
+ReportToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--report-to",
+        metavar="x,y",
+        help="Trackers: tensorboard, wandb, trackio, mlflow; sets report_to.",
+    ),
+]

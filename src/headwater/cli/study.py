@@ -20,10 +20,12 @@ from headwater.cli.options import (
     QuietOption,
     RayOption,
     RecipeArgument,
+    ReportToOption,
     RunArgument,
     SeedsOption,
     SetOption,
 )
+from headwater.errors import InputError
 from headwater.terminal import stdout_console
 
 
@@ -49,6 +51,7 @@ def run(
     nproc: NprocOption = None,
     ray: RayOption = None,
     quiet: QuietOption = False,
+    report_to: ReportToOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe's arms, evaluate, report. The same command again continues."""
@@ -56,6 +59,7 @@ def run(
         return
     switches = ["compute.deterministic=true"] if deterministic else []
     switches += [f"compute.ranks={nproc}"] if nproc is not None else []
+    switches += [f"report_to=[{report_to}]"] if report_to is not None else []
     result = api.run(
         recipe,
         out,
@@ -137,10 +141,22 @@ def samples(
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="How many under a heading.")
     ] = 4,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="A training step as a table, with reward and advantage."),
+    ] = False,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Of --table; default the last step kept.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read what the models of a run wrote."""
-    if as_json:
+    if table:
+        tables = api.completions(run, arm=arm, stage=stage, step=step, count=count)
+        print_result(tables, console.show_completions, as_json)
+    elif step is not None:
+        raise InputError(f"--step {step} without --table; it chooses the step of the table: add it")
+    elif as_json:
         found = api.samples(run, arm=arm, stage=stage, count=count)
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:

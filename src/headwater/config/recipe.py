@@ -36,6 +36,7 @@ from headwater.config.stages import (
     WarmupStage,
     _tuple,
 )
+from headwater.config.tracking import ReportTo
 from headwater.near_names import choose, near
 
 
@@ -171,6 +172,8 @@ class Recipe(Settings):
     budget: Budget = Budget()
     guards: Guards = Guards()
     compute: Compute = Compute()
+    report_to: ReportTo = ()
+    log_completions: PositiveInt | None = None  # a table of them every so many steps
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         BeforeValidator(_tuple),

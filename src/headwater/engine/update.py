@@ -105,7 +105,9 @@ class Updater:
             if is_out_of_memory(error):
                 raise OutOfMemory(str(error).partition("\n")[0] or type(error).__name__) from None
             raise
-        return StepResult(loss=loss, grad_norm=self._apply(loss), metrics=means)
+        rate = learning_rate(self._settings, self.steps_done, self._total_steps)
+        norm = self._apply(loss, rate)
+        return StepResult(loss=loss, grad_norm=norm, metrics=means | {"learning_rate": rate})
 
     def _accumulate(
         self, micro_losses: Iterable[Callable[[], LossSums]], denominator: float
@@ -154,7 +156,7 @@ class Updater:
         for tensor in (*self.masters, *self._params):
             tensor.grad = None
 
-    def _apply(self, loss: float) -> float:
+    def _apply(self, loss: float, rate: float) -> float:
         gradients = self._gradients()
         norm = self._norm(gradients)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -167,7 +169,6 @@ class Updater:
                 "when it came; lower lr or grad_clip, add warmup_steps, or set "
                 "compute.precision=float32. Weights are unchanged"
             )
-        rate = learning_rate(self._settings, self.steps_done, self._total_steps)
         self._optimizer.step(gradients, rate, min(1.0, self._settings.grad_clip / (norm + 1e-6)))
         self._drop_gradients()
         self.steps_done += 1

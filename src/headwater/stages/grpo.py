@@ -65,7 +65,8 @@ class _GRPO:
         verdicts = [grade.verdict for grade in grades]
         rewards = torch.tensor([grade.reward for grade in grades])
         rewards_PG = rewards.view(len(problems), -1)
-        metrics = self._update(batch, rewards_PG)
+        advantages_N = group_advantages(rewards_PG, self.config.advantage).reshape(-1)
+        metrics = self._update(batch, rewards_PG, advantages_N)
         tokens = int(batch.lengths_N.sum())
         now = time.perf_counter()
         count = len(verdicts)
@@ -74,6 +75,7 @@ class _GRPO:
             | extra
             | {
                 "reward": float(rewards.mean()),
+                "reward_std": float(rewards.std()),
                 "pass_rate": sum(v is Verdict.CORRECT for v in verdicts) / count,
                 "zero_variance_share": float(zero_variance(rewards_PG).float().mean()),
                 "unparseable_share": sum(v is Verdict.UNPARSEABLE for v in verdicts) / count,
@@ -83,7 +85,8 @@ class _GRPO:
                 "tokens_per_second": tokens / (now - started),
             }
         )
-        rows = readable_rows(self.learner.job, step, batch, texts, problems, grades)
+        job, advantages = self.learner.job, advantages_N.tolist()
+        rows = readable_rows(job, step, batch, texts, problems, grades, advantages)
         self.learner.record(step, metrics, rows)
 
     def _collect(
@@ -128,9 +131,10 @@ class _GRPO:
             for i, (problem, group, own) in enumerate(zip(problems, groups, texts, strict=True))
         ]
 
-    def _update(self, batch: RolloutBatch, rewards_PG: torch.Tensor) -> dict[str, float]:
+    def _update(
+        self, batch: RolloutBatch, rewards_PG: torch.Tensor, advantages_N: torch.Tensor
+    ) -> dict[str, float]:
         config, learner = self.config, self.learner
-        advantages_N = group_advantages(rewards_PG, config.advantage).reshape(-1)
         weights_N, denominator = batch.token_weights(
             config.normalization, self.source.sampling.max_new_tokens
         )
@@ -141,7 +145,7 @@ class _GRPO:
             for _ in range(config.updates_per_batch):
                 learner.updater.skip()
                 learner.charge_training(0)
-            return {"grad_norm": 0.0, "loss": 0.0}
+            return {"grad_norm": 0.0, "loss": 0.0, "trained_tokens": 0.0}
         metrics: dict[str, float] = {}
         memory = _Memory(learner.device, keeps=config.updates_per_batch > 1)
         loss_of = partial(self._loss, batch, advantages_N, weights_N, memory)
@@ -150,6 +154,7 @@ class _GRPO:
             result = learner.update(groups, denominator, loss_of)
             metrics = dict(result.metrics) | {"loss": result.loss, "grad_norm": result.grad_norm}
             tokens = sum(group.tokens for group in groups)
+            metrics["trained_tokens"] = float(tokens * (number + 1))
             learner.charge_training(tokens)
             if self.reference is not None:
                 learner.charge(flops=2.0 * self.reference.parameters * tokens)

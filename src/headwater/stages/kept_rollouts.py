@@ -99,7 +99,8 @@ def _join_parts(parts: Sequence[Path], rows: Sequence[Mapping[str, Any]], path: 
     with pq.ParquetWriter(path, ROLLOUT_SCHEMA) as writer:
         waiting = ROLLOUT_SCHEMA.empty_table()
         for table in _tables_of(parts, rows):
-            waiting = pa.concat_tables((waiting, table))
+            # Parts of an older version lack columns that are younger.
+            waiting = pa.concat_tables((waiting, table), promote_options="default")
             while len(waiting) >= _ROWS_AT_ONCE:
                 writer.write_table(waiting.slice(0, _ROWS_AT_ONCE).combine_chunks())
                 waiting = waiting.slice(_ROWS_AT_ONCE)

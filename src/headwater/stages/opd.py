@@ -106,6 +106,7 @@ class _OPD:
             | {
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
+                "trained_tokens": trained,
                 "sampling_seconds": sampled - started,
                 "training_seconds": now - sampled,
                 "tokens_per_second": tokens / (now - started),

@@ -50,6 +50,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("reward", pa.float32()),
         ("response_tokens", pa.int32()),
         ("finish_reason", pa.string()),
+        ("advantage", pa.float32()),
     ]
 )
 
@@ -299,8 +300,9 @@ def readable_rows(
     texts: Sequence[str],
     problems: Sequence[Problem],
     grades: Sequence[Grade] | None = None,
+    advantages: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows for `rollouts.parquet`."""
+    """Rows for `rollouts.parquet`; grades and advantages are those of the batch's rows."""
     rows = []
     for n, rollout in enumerate(batch.rollouts):
         group, sample = divmod(n, len(batch.groups[0].rollouts))
@@ -317,6 +319,7 @@ def readable_rows(
                 "reward": None if grade is None else grade.reward,
                 "response_tokens": len(rollout.response_ids),
                 "finish_reason": rollout.finish_reason.value,
+                "advantage": None if advantages is None else advantages[n],
             }
         )
     return rows

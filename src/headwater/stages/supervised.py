@@ -66,6 +66,7 @@ def train_on(
     return dict(result.metrics) | {
         "loss": result.loss,
         "grad_norm": result.grad_norm,
+        "trained_tokens": tokens,
         "tokens_per_second": tokens / seconds,
     }
 

@@ -18,6 +18,7 @@ from headwater.models.source_names import SourceKind, describe_source
 from headwater.stages.alerts import read_alerts
 from headwater.stages.job import StageJob
 from headwater.storage import disk_errors
+from headwater.tracking.view import tell_results, tracked
 from headwater.types import Problem
 from headwater.workflow.accounts import settle_accounts
 from headwater.workflow.confinement import require_own_files
@@ -101,6 +102,7 @@ def run_study(
             "\n".join(f"{warning}; --strict takes this for an error" for warning in study.warnings)
         )
     require_own_files(out_dir)
+    view = tracked(view, study.recipe, out_dir)
     with disk_errors(out_dir), run_lock(out_dir):
         data = unchanged_data(study.sources, out_dir / RUN_FILE)
         store = ArtifactStore(out_dir)
@@ -138,7 +140,9 @@ def run_study(
             with Ledger(out_dir / LEDGER_FILE) as ledger:
                 settle_accounts(ledger, study.graph, store, published, view.say)
             stopped = _execute(study, store, executor, functions, published, strict)
-        return load_outcome(out_dir, stopped)
+        outcome = load_outcome(out_dir, stopped)
+        tell_results(view, outcome)
+        return outcome
 
 
 def workforce(recipe: Recipe) -> tuple[int, int]:

@@ -1,0 +1,235 @@
+"""A run's display that tells trackers as well.
+
+Trackers are held by the run's own process, which hears of every stage wherever it runs; each stage
+is followed in a thread of its own, so that a tracker that is slow keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from headwater.config.recipe import Recipe
+from headwater.errors import InputError
+from headwater.tracking.backends import (
+    TrackedRun,
+    flat,
+    how_to_look,
+    prepare,
+    require_trackers,
+)
+from headwater.tracking.following import FollowedStage, TrackedLog, Trackers
+from headwater.tracking.results import result_runs
+from headwater.workflow.confinement import require_own_files
+from headwater.workflow.graph import EVALUATES, Graph
+from headwater.workflow.outcome import RunOutcome
+from headwater.workflow.progress import ProgressView
+
+TRACKERS_FOLDER = "trackers"
+_SYNC_SECONDS = 1.0
+_CLOSE_SECONDS = 60.0
+_MOST_ARMS_NAMED = 2
+_SLOW = (
+    f"warning: trackers took longer than {_CLOSE_SECONDS:g} s to send the rest, expected them to "
+    "be done by then; the same command again sends what is missing"
+)
+
+
+def tracked(view: ProgressView, recipe: Recipe, run_dir: Path) -> ProgressView:
+    """`view`, telling the recipe's trackers as well; as it is where there are none.
+
+    Raises InputError for a tracker that cannot start here, before anything is trained.
+    """
+    if not recipe.report_to:
+        return view
+    require_trackers(recipe.report_to)
+    return _TrackedView(view, recipe, run_dir.resolve())
+
+
+def tracked_run(graph: Graph, study: str, fingerprint: str) -> TrackedRun:
+    """What trackers call a stage: ARMS/KIND-POOL/seedN/FINGERPRINT."""
+    node = graph.nodes[fingerprint]
+    arms = graph.users[fingerprint] or ("base",)
+    more = len(arms) - _MOST_ARMS_NAMED
+    named = "+".join(arms[:_MOST_ARMS_NAMED]) + (f"+{more}" if more > 0 else "")
+    what = f"{node.kind}-{node.pool}" if node.pool else f"{node.kind}-{node.model_name}"
+    name = f"{named}/{what.replace(':', '-')}/seed{node.seed}/{fingerprint[:8]}"
+    tags = (*arms, node.kind, node.model_name, f"seed{node.seed}")
+    config = {
+        "kind": node.kind,
+        "model": node.model_name,
+        "role": node.role,
+        "pool": node.pool,
+        "seed": node.seed,
+        "fingerprint": fingerprint,
+        **node.config,
+    }
+    return TrackedRun(study, name, node.kind, tuple(dict.fromkeys(tags)), flat(config))
+
+
+def open_folder(run_dir: Path) -> Path:
+    """RUN/trackers. Raises InputError where a link of it leads elsewhere.
+
+    wandb's own folder has links, to what lies beside them; nothing of it is read.
+    """
+    folder = run_dir / TRACKERS_FOLDER
+    for place in (folder, folder / "wandb"):
+        if place.is_symlink():
+            raise InputError(
+                f"{place} is a link, expected a folder of this run's own; remove it, and run again"
+            )
+    require_own_files(folder, ("sent", "tensorboard", "trackio", "mlflow"))
+    return folder
+
+
+def tell_results(view: ProgressView, outcome: RunOutcome) -> None:
+    """Tell the trackers of a `tracked` view what each arm came to; nothing of any other."""
+    if isinstance(view, _TrackedView):
+        view.tell_results(outcome)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """stdout belongs to results, not to the greetings of trackers."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+class _TrackedView(ProgressView):
+    """Passes everything on to another view, and follows the stages."""
+
+    def __init__(self, view: ProgressView, recipe: Recipe, run_dir: Path) -> None:
+        super().__init__(view.graph)
+        self.running = view.running  # the same mapping: whoever reads it sees what `view` does
+        self._view, self._recipe, self._run_dir = view, recipe, run_dir
+        self._trackers = Trackers(recipe.report_to, open_folder(run_dir), view.say)
+        self._followers: dict[str, _Follower] = {}
+        self._leaving = ExitStack()
+
+    def found(self, published: int) -> None:
+        """Tell of stages that were published before what their trackers were not told yet."""
+        self._view.found(published)
+        artifacts = self._run_dir / "artifacts"
+        done = [stage for stage in self.graph.nodes if (artifacts / stage).is_dir()]
+        self._follow("", [stage for stage in done if self._is_tracked(stage)]).end()
+
+    def started(self, fingerprint: str) -> None:
+        """Follow the stage, from where it was left if it was lost."""
+        self._view.started(fingerprint)
+        if self._is_tracked(fingerprint) and fingerprint not in self._followers:
+            self._follow(fingerprint, [fingerprint])
+
+    def progressed(self, fingerprint: str, values: Mapping[str, Any]) -> None:
+        """Only shown: trackers are told from the stage's files."""
+        self._view.progressed(fingerprint, values)
+
+    def finished(self, fingerprint: str, seconds: float) -> None:
+        """Tell the stage's last steps."""
+        self._view.finished(fingerprint, seconds)
+        if fingerprint in self._followers:
+            self._followers[fingerprint].end()
+
+    def stopped(self, fingerprint: str, reason: str) -> None:
+        """Only shown: the stage may be started again, and goes on in the same runs."""
+        self._view.stopped(fingerprint, reason)
+
+    def warned(self, fingerprint: str, words: str) -> None:
+        """Only shown."""
+        self._view.warned(fingerprint, words)
+
+    def say(self, message: str) -> None:
+        """Only shown."""
+        self._view.say(message)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._view)
+            stack.enter_context(_silence())
+            prepare(self._recipe.report_to, self._trackers.folder)
+            for name in self._recipe.report_to:
+                self.say(f"{name}: {how_to_look(name, self._trackers.folder)}")
+            stack.callback(self._end)
+            self._leaving = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leaving.__exit__(exc_type, exc, traceback)
+
+    def tell_results(self, outcome: RunOutcome) -> None:
+        """avg@k and pass@k of each arm with standard errors; waits, but not for ever."""
+
+        def tell() -> None:
+            for key, run, values in result_runs(outcome, self._recipe.name):
+                with closing(TrackedLog(self._trackers, run, key)) as log:
+                    log.summary(values)
+
+        with _silence():
+            thread = threading.Thread(target=tell, daemon=True, name="trackers")
+            thread.start()
+            thread.join(_CLOSE_SECONDS)
+        if thread.is_alive():
+            self.say(_SLOW)
+
+    def _end(self) -> None:
+        """Wait for every tracker, but not for ever."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for follower in self._followers.values():
+            follower.end()
+        for follower in self._followers.values():
+            follower.join(max(0.0, deadline - time.monotonic()))
+        if any(follower.is_alive() for follower in self._followers.values()):
+            self.say(_SLOW)
+
+    def _is_tracked(self, fingerprint: str) -> bool:
+        return self.graph.nodes[fingerprint].kind not in EVALUATES | {"source"}
+
+    def _follow(self, key: str, stages: list[str]) -> _Follower:
+        study, every = self._recipe.name, self._recipe.log_completions
+
+        def followed(stage: str) -> FollowedStage:
+            log = TrackedLog(self._trackers, tracked_run(self.graph, study, stage), stage)
+            return FollowedStage(self._run_dir, stage, log, every)
+
+        follower = _Follower([partial(followed, stage) for stage in stages], self.say)
+        self._followers[key] = follower
+        follower.start()
+        return follower
+
+
+class _Follower(threading.Thread):
+    """Follows stages, one after another: each until `end` is called, then for a last time."""
+
+    def __init__(self, stages: list[Callable[[], FollowedStage]], say: Callable[[str], None]):
+        super().__init__(daemon=True, name="trackers")
+        self._stages, self._say = stages, say
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Nothing more is being written."""
+        self._ended.set()
+
+    def run(self) -> None:
+        """Look once a second."""
+        for follow in self._stages:
+            try:
+                with closing(follow()) as stage:
+                    while not self._ended.wait(_SYNC_SECONDS):
+                        stage.sync()
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                self._say(
+                    f"warning: what trackers are told cannot be read or kept ({error}), expected "
+                    "metrics.jsonl as a stage writes it, and RUN/trackers/sent as it was left; "
+                    "the run goes on without"
+                )

@@ -51,6 +51,7 @@ GUARDED = (
     "vllm",
     "ray",
     "peft",
+    "bitsandbytes",
     "datasets",
     "wandb",
     "tensorboard",

@@ -53,6 +53,7 @@ GUARDED = (
     "vllm",
     "ray",
     "peft",
+    "bitsandbytes",
     "datasets",
     "wandb",
     "tensorboard",

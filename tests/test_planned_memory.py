@@ -10,9 +10,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from headwater.config.lora import LoRA
 from headwater.config.stages import GRPOStage
+from headwater.engine.adapters import Adapters, prepare_adapters
 from headwater.engine.decoder import decoder_of
 from headwater.engine.forward import hidden_at_targets, load_engine_model
+from headwater.engine.nf4 import NF4
 from headwater.engine.packing import PackedGroup, pack
 from headwater.engine.update import Updater
 from headwater.losses.chunked_head import chunk_tokens
@@ -29,6 +32,7 @@ from headwater.workflow.stage_work import StageWork
 
 NAME, GROUPS, GROUP, PROMPT, LENGTH = "teacher", 3, 4, 5, 40
 SIZE = model_size(tiny_config_values(NAME))
+CPU = torch.device("cpu")
 TOKENS = GROUPS * GROUP * LENGTH
 WORK = StageWork(
     updates=1,
@@ -44,9 +48,10 @@ WORK = StageWork(
 )
 
 
-def planned(dtype: torch.dtype) -> DeviceMemory:
+def planned(dtype: torch.dtype, lora: LoRA | None = None) -> DeviceMemory:
     value_bytes = torch.finfo(dtype).bits // 8
-    return device_memory(WORK, SIZE, None, Placement(value_bytes=value_bytes, packs_weights=True))
+    work = replace(WORK, lora=lora)
+    return device_memory(work, SIZE, None, Placement(value_bytes=value_bytes, packs_weights=True))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_training(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Updater]:
-    model = load_engine_model(folder, torch.float32, torch.device("cpu"))
+    model = load_engine_model(folder, torch.float32, CPU)
     return model, Updater(model, GRPOStage(), 10, dtype)
 
 
@@ -75,6 +80,30 @@ def test_weights_and_moments_are_what_the_updater_holds(folder: Path, dtype: tor
     assert size_of(updater._optimizer.means + updater._optimizer.squares) == plan.moments
     both = size_of([*updater.masters, *model.parameters()])
     assert both == plan.masters + plan.training_weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("base", ["full", "nf4"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"]])
+def test_adapters_hold_what_the_plan_says(
+    folder: Path, dtype: torch.dtype, base: str, targets: str | list[str]
+) -> None:
+    pytest.importorskip("peft")
+    if base == "nf4":
+        pytest.importorskip("bitsandbytes")
+        targets = "all-linear"
+    lora = LoRA(rank=3, target_modules=targets, base=base)
+    model = load_engine_model(folder, torch.float32, CPU)
+    start = prepare_adapters(model, lora, folder, seed=0)
+    adapters = Adapters(model, start, dtype=dtype, device=CPU)
+    updater = Updater(model, GRPOStage(), 10, dtype, trained=adapters)
+    plan = planned(dtype, lora)
+    kept = [one.base for one in adapters._adapted]
+    bases = sum(one.bytes if isinstance(one, NF4) else one.nbytes for one in kept)
+    assert size_of(updater.masters) + bases == plan.masters
+    assert size_of(updater._optimizer.means + updater._optimizer.squares) == plan.moments
+    assert size_of(model.parameters()) == plan.training_weights == plan.sampling_weights
+    assert plan.gradients < planned(dtype).gradients / 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

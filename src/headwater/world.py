@@ -8,7 +8,10 @@ charge, write) is done by the main rank, and its result, or its error, is everyb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -38,6 +41,9 @@ class World:
     def from_main(self, compute: Callable[[], T]) -> T:
         """What `compute` returns on the main rank, on all; an error it raises is raised by all."""
         return compute()
+
+    def add(self, tensor: Tensor) -> None:
+        """Replace a tensor by the sum of all ranks' tensors, to the same bits on each."""
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This rank's part of `items`: every size-th from its rank on."""

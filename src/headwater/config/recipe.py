@@ -22,6 +22,7 @@ from headwater.config.compute import Compute, engine_problems
 from headwater.config.evaluation import Evaluation
 from headwater.config.explain import explain
 from headwater.config.guards import Guards
+from headwater.config.lora import LoRA, lora_problems
 from headwater.config.paper import expand
 from headwater.config.stages import (
     READS_TEACHER,
@@ -68,12 +69,13 @@ class ModelSpec(Settings):
     """Where a model comes from, and the stages every arm's base is made with.
 
     `source`: `hf:ID-or-path`, `gguf:path`, `smollm2-135m`, `tiny:NAME`, `prune:MODELNAME`
-    (with `layers`: how many to keep, or which).
+    (with `layers`: how many to keep, or which). `lora`: adapters that arms train it through.
     """
 
     source: str
     layers: PositiveInt | Annotated[tuple[int, ...], BeforeValidator(_tuple)] | None = None
     prepare: Chain = ()
+    lora: LoRA | None = None
 
 
 class PoolSpec(Settings):
@@ -229,7 +231,7 @@ class Recipe(Settings):
         ]
         if problems:
             raise ValueError("; ".join(problems))
-        if wrong := engine_problems(self):
+        if wrong := [*engine_problems(self), *lora_problems(self)]:
             raise ValueError("; ".join(wrong))
         return self
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from headwater.config.base import Settings
+from headwater.config.lora import StageLoRA
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -90,7 +91,10 @@ Divergence = Annotated[
 
 
 class TrainingStage(Settings):
-    """Optimiser settings every training stage has. AdamW; gradients clipped by global norm."""
+    """Optimiser settings every training stage has. AdamW; gradients clipped by global norm.
+
+    lora: adapters of this stage, false for none, null for those of its model (of `prepare`: none).
+    """
 
     lr: PositiveFloat = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -100,6 +104,7 @@ class TrainingStage(Settings):
     grad_clip: PositiveFloat = 1.0
     micro_batch_tokens: PositiveInt = 16384
     checkpoint_seconds: PositiveFloat = 30.0
+    lora: StageLoRA = None
 
 
 class PretrainStage(TrainingStage):
@@ -122,6 +127,15 @@ class PretrainStage(TrainingStage):
         if abs(total - 1.0) > 1e-6:
             raise ValueError(
                 f"worked + careless + guessed = {total:g}, expected 1; make the shares sum to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _in_full(self) -> Self:
+        if self.lora:
+            raise ValueError(
+                f"lora of rank {self.lora.rank}: pretrain makes a model from random weights, of "
+                "which an adapter would keep most; expected null: remove lora here"
             )
         return self
 

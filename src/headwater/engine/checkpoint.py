@@ -64,7 +64,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, world: Worl
     together: each writes its parts, the main one all else; all raise the error of one.
     """
     writing = world.from_main(lambda: _start(folder))
-    _write(writing, checkpoint.tensors)
+    _write(writing, checkpoint.tensors, world)
     world.from_main(lambda: _finish(folder, writing, step, checkpoint.state))
 
 
@@ -75,9 +75,10 @@ def _start(folder: Path) -> Path:
     return writing
 
 
-def _write(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write(folder: Path, tensors: Mapping[str, torch.Tensor], world: World) -> None:
     if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-        save_file({name: t.contiguous() for name, t in tensors.items()}, folder / _TENSORS)
+        whole = {name: t.contiguous() for name, t in tensors.items()}  # the same on all ranks
+        world.from_main(lambda: save_file(whole, folder / _TENSORS))
         return
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _first_error():

@@ -53,6 +53,11 @@ class Ranks(World):
             raise error
         return value
 
+    def add(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor by the sum of all ranks' tensors, to the same bits on each."""
+        with _peers():
+            dist.all_reduce(tensor)
+
     def all_ended(self, within_seconds: float = 60.0) -> bool:
         """Whether every rank comes to the end of the stage too, within that time.
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from headwater.config.stages import TrainingStage
+from headwater.engine.masters import Masters, WholeWeights
 from headwater.engine.memory import OutOfMemory, is_out_of_memory
 from headwater.engine.optimizer import SlicedAdamW
-from headwater.engine.sharding import is_sharded, like_sharded, local_part
 from headwater.errors import StageError
 from headwater.types import LossSums
 from headwater.world import SOLO, World
@@ -52,13 +52,11 @@ class StepResult:
 
 
 class Updater:
-    """AdamW on float32 master weights of a model that computes in `compute_dtype`.
+    """AdamW on float32 masters of a model that computes in `compute_dtype`.
 
-    The model comes in float32. Its parameters (not its buffers: rotary tables stay float32) are
-    cast to `compute_dtype`; in float32 they are the masters themselves, and of a sharded model,
-    which casts what it gathers, this rank's parts of them are. Losses come as sums; the gradient is
-    that of (sum over all micro-batches of all ranks) / (global denominator), however they are
-    split.
+    trained: what of the model is trained, all its weights by default. Losses come as sums; the
+    gradient is that of (sum over all micro-batches of all ranks) / (global denominator), however
+    they are split.
     """
 
     def __init__(
@@ -68,23 +66,16 @@ class Updater:
         total_steps: int,
         compute_dtype: torch.dtype = torch.float32,
         world: World = SOLO,
+        trained: Masters | None = None,
     ) -> None:
         self._settings, self._world = settings, world
         self._total_steps = total_steps
         self.steps_done = 0
-        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self._params = [p for p in model.parameters() if p.requires_grad]
-        self._is_sharded = is_sharded(model)
-        self._is_master = compute_dtype == torch.float32 or self._is_sharded
-        self._computing = [local_part(p.detach()) for p in self._params]
-        self.masters = self._computing if self._is_master else [p.float() for p in self._computing]
-        if not self._is_master:
-            for param in self._params:
-                param.data = param.data.to(compute_dtype)
-            self._computing = [p.detach() for p in self._params]
+        self.trained: Masters = trained or WholeWeights(model, compute_dtype)
+        self.masters = self.trained.masters
         self._optimizer = SlicedAdamW(
             self.masters,
-            self._computing,
+            self.trained.copies,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
@@ -101,7 +92,7 @@ class Updater:
         try:
             loss, means = self._accumulate(micro_losses, denominator)
         except (RuntimeError, MemoryError) as error:
-            self._drop_gradients()
+            self.trained.drop_gradients()
             if is_out_of_memory(error):
                 raise OutOfMemory(str(error).partition("\n")[0] or type(error).__name__) from None
             raise
@@ -117,7 +108,7 @@ class Updater:
         loss = 0.0
         for index, compute in enumerate(micro_losses):
             if index:
-                self._collect_gradients()
+                self.trained.collect()
             sums = compute()
             (sums.loss_sum / denominator).backward()
             loss += float(sums.loss_sum.detach()) / denominator
@@ -129,39 +120,17 @@ class Updater:
             _add(totals, metrics)
         return loss, {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
 
-    def _collect_gradients(self) -> None:
-        """Add what the last micro-batch left to the sum of those before it, in float32."""
-        if self._is_master:
-            return
-        for master, param in zip(self.masters, self._params, strict=True):
-            if param.grad is None:
-                continue
-            grad = param.grad.float()
-            master.grad = grad if master.grad is None else master.grad.add_(grad)
-            param.grad = None
-
-    def _gradients(self) -> list[torch.Tensor | None]:
-        """The step's gradients: of a single micro-batch as they are, of several their sum."""
-        if not self._is_master and any(master.grad is not None for master in self.masters):
-            self._collect_gradients()
-            return [master.grad for master in self.masters]
-        return [None if p.grad is None else local_part(p.grad) for p in self._params]
-
     def _norm(self, gradients: Sequence[torch.Tensor | None]) -> float:
         """Norm of the whole gradient, all ranks' parts together."""
         norm = self._optimizer.norm(gradients)
-        return math.hypot(*self._world.gather(norm)) if self._is_sharded else norm
-
-    def _drop_gradients(self) -> None:
-        for tensor in (*self.masters, *self._params):
-            tensor.grad = None
+        return math.hypot(*self._world.gather(norm)) if self.trained.is_spread else norm
 
     def _apply(self, loss: float, rate: float) -> float:
-        gradients = self._gradients()
+        gradients = self.trained.gradients()
         norm = self._norm(gradients)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             found = self._not_finite(loss, norm, gradients)
-            self._drop_gradients()
+            self.trained.drop_gradients()
             raise StageError(
                 f"update {self.steps_done}: {found}, expected "  # noqa: S608 - no SQL
                 "finite numbers. Likely a learning rate that is too high (weights grew in the "
@@ -170,7 +139,8 @@ class Updater:
                 "compute.precision=float32. Weights are unchanged"
             )
         self._optimizer.step(gradients, rate, min(1.0, self._settings.grad_clip / (norm + 1e-6)))
-        self._drop_gradients()
+        self.trained.changed()
+        self.trained.drop_gradients()
         self.steps_done += 1
         return norm
 
@@ -181,25 +151,20 @@ class Updater:
         found = f"loss={loss}, gradient norm={norm}"
         names = [
             name
-            for name, gradient in zip(self._names, gradients, strict=True)
+            for name, gradient in zip(self.trained.names, gradients, strict=True)
             if gradient is not None and not bool(gradient.isfinite().all())
         ]
         names = list(dict.fromkeys(name for found in self._world.gather(names) for name in found))
+        every = len(self.trained.names)
         if not names:
             return f"{found} (every parameter's gradient is finite)"
         shown = ", ".join(names[:_MOST_NAMES])
         shown += f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        return f"{found} (not finite in {len(names)} of {len(self._names)} gradients: {shown})"
+        return f"{found} (not finite in {len(names)} of {every} gradients: {shown})"
 
     def skip(self) -> None:
         """Count an update that had nothing to learn from, so that schedules stay matched."""
         self.steps_done += 1
-
-    def widen(self) -> None:
-        """Give the model its float32 masters as weights: it is trained no more."""
-        if not self._is_master:
-            for master, param in zip(self.masters, self._params, strict=True):
-                param.data = master
 
     def state(self) -> dict[str, torch.Tensor]:
         """Masters and optimiser state by name, for a checkpoint: the tensors themselves, sharded
@@ -211,9 +176,9 @@ class Updater:
             "exp_avg_sq": optimizer.squares,
         }
         tensors = {
-            f"{key}/{name}": like_sharded(tensor.detach(), param)
+            f"{key}/{name}": tensor
             for key, column in columns.items()
-            for name, tensor, param in zip(self._names, column, self._params, strict=True)
+            for name, tensor in self.trained.to_save(column).items()
         }
         return tensors | {"updates": torch.tensor([optimizer.updates])}
 
@@ -225,6 +190,7 @@ class Updater:
             read(tensors)
         self._optimizer.updates = int(tensors["updates"])
         self._optimizer.publish()
+        self.trained.changed()
 
 
 def _add(

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from headwater.config.stages import TrainingStage
+from headwater.engine.adapters import ADAPTER
 from headwater.engine.checkpoint import (
     Checkpoint,
     FoundCheckpoint,
@@ -26,7 +27,6 @@ from headwater.engine.memory import (
     reset_peak_memory,
 )
 from headwater.engine.packing import PackedGroup, dealt
-from headwater.engine.sharding import whole_model
 from headwater.engine.token_budget import TokenBudget
 from headwater.engine.update import StepResult, Updater
 from headwater.errors import BudgetExhausted, StageError
@@ -69,7 +69,9 @@ class Learner(Trainee):
         super().__init__(job, context.world)
         self.job, self.context, self.config = job, context, job.config
         self.total_steps = total_steps
-        self.updater = Updater(self.model, self.config, updates, self.dtype, self.world)
+        self.updater = Updater(
+            self.model, self.config, updates, self.dtype, self.world, self.adapters
+        )
         self.cursor = 0
         self.alerts: list[Alert] = []
         self._budget = TokenBudget(self.config.micro_batch_tokens)
@@ -364,14 +366,15 @@ class Learner(Trainee):
         """
         self._settle()
         self.context.account.observe_peak_memory(peak_memory_bytes())
-        self.updater.widen()
-        model = whole_model(self.model, keep=self.world.is_main)
+        model = self.updater.trained.finished(self.model, keep=self.world.is_main)
         self.world.from_main(lambda: self._write(model))
 
     def _write(self, model: PreTrainedModel | None) -> None:
         assert model is not None and self._metrics is not None
         out = self.job.output_dir
         save_model(model, self.tokenizer, out / "model")
+        if self.adapters is not None:
+            self.adapters.save(out / ADAPTER, self.job.options["base_name"])
         self._metrics.close()
         shutil.copyfile(self._metrics.path, out / METRICS)
         write_alerts(sorted(self.alerts, key=lambda one: (one.step, one.guard)), out)

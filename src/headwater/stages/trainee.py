@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+from headwater.config.lora import LoRA
+from headwater.config.stages import TrainingStage
+from headwater.engine.adapters import ADAPTER, Adapters, AdapterStart, prepare_adapters
 from headwater.engine.forward import head_weight, hidden_at_targets, load_engine_model
 from headwater.engine.packing import PackedGroup, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
@@ -15,6 +18,7 @@ from headwater.models.loading import load_tokenizer
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.scoring import FrozenModel
+from headwater.seeding import derive_key
 from headwater.stages.job import StageJob
 from headwater.types import LossSums
 from headwater.world import World
@@ -23,11 +27,12 @@ from headwater.world import World
 class Trainee:
     """A model in float32, whole on a process alone and spread over the ranks of a world.
 
-    dtype: of what it computes; parameters: how many it has, on all ranks together.
+    adapters: what is trained of it; None for all. dtype: of what it computes; parameters: how many
+    it has, on all ranks together.
     """
 
     def __init__(self, job: StageJob, world: World) -> None:
-        assert job.model_dir is not None
+        assert job.model_dir is not None and isinstance(job.config, TrainingStage)
         self.world = world
         self.device = resolve_device(job.compute)
         self.dtype = resolve_dtype(job.compute, self.device, hidden_size(job.model_dir))
@@ -38,15 +43,33 @@ class Trainee:
             if isinstance(world, Ranks)
             else None
         )
-        # sharding moves a layer at a time to the GPU, which the whole need not fit on
-        place = self.device if self._sharding is None else torch.device("cpu")
-        self.model = load_engine_model(job.model_dir, torch.float32, place)
+        lora = job.config.lora
+        # sharding moves a layer at a time to the GPU, which the whole need not fit on, and a model
+        # with adapters moves in the format that computes
+        alone = self._sharding is None and not lora
+        place = self.device if alone else torch.device("cpu")
+        start_dir = job.base_dir if lora else job.model_dir
+        assert start_dir is not None
+        self.model = load_engine_model(start_dir, torch.float32, place)
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        start = self._adapter_start(job, lora, start_dir) if lora else None
         if job.compute.activation_checkpointing:
             recompute_layers(self.model)
         if self._sharding is not None:
             shard(self.model, self._sharding)
+        self.adapters = (
+            None
+            if start is None
+            else Adapters(self.model, start, dtype=self.dtype, device=self.device, world=world)
+        )
         self._frozen: list[FrozenModel] = []
+
+    def _adapter_start(self, job: StageJob, lora: LoRA, base_dir: Path) -> AdapterStart:
+        """New adapters, or those of the stage before, where they are relative to the same base."""
+        assert job.model_dir is not None
+        continued = None if base_dir == job.model_dir else job.model_dir.with_name(ADAPTER)
+        seed = derive_key(job.seed, job.stream, "lora")
+        return prepare_adapters(self.model, lora, base_dir, seed, continued)
 
     def frozen(self, folder: Path) -> FrozenModel:
         """A teacher or reference beside the model, on the same ranks.

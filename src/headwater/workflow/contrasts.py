@@ -159,12 +159,17 @@ def _settings(
 ) -> Iterator[Difference]:
     """Settings whose values over all stages of a kind are not the same in both arms.
 
-    Counts of updates are compared as totals; targets of cached rollouts follow from the transfer.
+    Counts of updates are compared as totals; targets of cached rollouts follow from the transfer;
+    adapters are a model's, and compared where both arms train the same one.
     """
-    for key in better[0].config:
+    for key in dict.fromkeys(key for node in (*better, *than) for key in node.config):
         if key in _HOW_NOT_WHAT | _COUNTS or (kind, key) == ("teacher_rollouts", "targets"):
             continue
-        values = [_distinct(node.config[key] for node in nodes) for nodes in (better, than)]
+        both = {node.model_name for node in better} & {node.model_name for node in than}
+        values = [
+            _distinct(n.config.get(key) for n in nodes if key != "lora" or n.model_name in both)
+            for nodes in (better, than)
+        ]
         if values[0] != values[1]:
             name = f"{kind}.{key}"
             one, other = (found[0] if len(found) == 1 else found for found in values)

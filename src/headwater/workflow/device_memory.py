@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from headwater.models.size import ModelSize
+from headwater.workflow.adapter_memory import adapter_size
 from headwater.workflow.stage_work import StageWork
 
 MASTER_BYTES = 4
@@ -55,7 +56,8 @@ class DeviceMemory:
     """Bytes on one device. `masters`, `moments`, `gradients` and `beside` are held all along; the
     parts of sampling and of training are not held at the same time.
 
-    masters: float32 weights, this rank's shard. moments: Adam's two. gradients: this rank's shard,
+    masters: float32 weights, this rank's shard; with adapters these, and the weights that they are
+    relative to. moments: Adam's two. gradients: this rank's shard,
     or all of them. beside: a teacher's or reference's shard. host: what lies in the host's memory
     instead. Sampling: weights gathered whole (and packed copies), the cache of `rows` rows at full
     length, the logits and drawn tokens. Training: gathered layers, unreduced gradients, what is
@@ -126,9 +128,7 @@ def device_memory(
     computes = trains or samples or work.scored  # servers may do all that a stage wants
     state = 0, 0, 0
     if trains:
-        weights = shard(size.parameters * MASTER_BYTES, ranks)
-        moments = shard(size.parameters * MOMENT_BYTES, ranks)
-        state = weights, moments, _gradients(work, size, placement)
+        state = _state(work, size, placement)
     elif ranks > 1 and computes:
         state = shard(size.parameters * placement.value_bytes, ranks), 0, 0
     on_device = (0, 0, 0) if placement.offload and trains else state
@@ -139,11 +139,11 @@ def device_memory(
         host=sum(state) - sum(on_device),
         rows=0,
         micro_batch_tokens=0,
-        sampling_weights=_whole(size, placement, trains) if samples else 0,
+        sampling_weights=_whole(work, size, placement) if samples else 0,
         packed_weights=_packed(size, placement) if samples else 0,
         kv_cache=0,
         drawing=0,
-        training_weights=(_weights_in_layers(size, beside, placement, trains) if computes else 0),
+        training_weights=(_weights_in_layers(work, size, beside, placement) if computes else 0),
         unreduced_gradients=_unreduced(size, placement) if trains and ranks > 1 else 0,
         activations=0,
         head=0,
@@ -178,18 +178,44 @@ def activation_values(size: ModelSize) -> int:
     return kept + (size.attention_width + kv // 2 if size.head_norms else 0)
 
 
-def _whole(size: ModelSize, placement: Placement, trains: bool) -> int:
+def _state(work: StageWork, size: ModelSize, placement: Placement) -> tuple[int, int, int]:
+    """Masters, moments and gradients of a stage that trains.
+
+    Adapters are whole on every rank, beside what they are relative to: a rank's shard in float32,
+    or all of it as it came. Alone, a layer's gradients are projected before the next one's come.
+    """
+    ranks = placement.ranks
+    if work.lora is None:
+        weights = shard(size.parameters * MASTER_BYTES, ranks)
+        moments = shard(size.parameters * MOMENT_BYTES, ranks)
+        return weights, moments, _gradients(work, size, placement)
+    own = adapter_size(size, work.lora)
+    if ranks == 1:
+        masters = own.base_bytes(work.lora, placement.value_bytes)
+        gradients = size.layer_parameters * placement.value_bytes
+    else:
+        masters = shard((size.parameters + own.adapted) * MASTER_BYTES, ranks)
+        gradients = shard(own.adapted * GRADIENT_BYTES, ranks)
+    return (
+        masters + own.parameters * MASTER_BYTES,
+        own.parameters * MOMENT_BYTES,
+        gradients + own.parameters * GRADIENT_BYTES,
+    )
+
+
+def _whole(work: StageWork, size: ModelSize, placement: Placement) -> int:
     """Weights as they compute; on a rank alone float32 masters compute themselves."""
-    masters_compute = placement.ranks == 1 and trains and placement.value_bytes == MASTER_BYTES
+    in_full = work.updates > 0 and work.lora is None
+    masters_compute = placement.ranks == 1 and in_full and placement.value_bytes == MASTER_BYTES
     return 0 if masters_compute else size.parameters * placement.value_bytes
 
 
 def _weights_in_layers(
-    size: ModelSize, beside: ModelSize | None, placement: Placement, trains: bool
+    work: StageWork, size: ModelSize, beside: ModelSize | None, placement: Placement
 ) -> int:
     """What is gathered while layers compute: a rank alone has its weights whole."""
     if placement.ranks == 1:
-        return _whole(size, placement, trains)
+        return _whole(work, size, placement)
     readers = [one for one in (size, beside) if one is not None]
     return max(gathered_bytes(one, placement.value_bytes) for one in readers)
 
@@ -239,20 +265,21 @@ def _activations(size: ModelSize, tokens: int, placement: Placement, *, kept: bo
     return tokens * values * placement.value_bytes
 
 
-def _head(size: ModelSize, tokens: int, placement: Placement, *, trains: bool, two: bool) -> int:
+def _head(work: StageWork, size: ModelSize, tokens: int, placement: Placement, *, two: bool) -> int:
     """Chunks of logits (two with a teacher's), gradients held back, the head's own gradient."""
     if not tokens:
         return 0
     chunk = max(_FEWEST_TOKENS, _CHUNK_ELEMENTS // size.vocabulary)
     wide = min(chunk, tokens) * size.vocabulary * _WIDE_BYTES * (2 if two else 1)
-    if not trains:
+    if not work.updates:
         return wide
     narrow = placement.value_bytes < _WIDE_BYTES
     held = chunk * max(1, _HELD_ELEMENTS // (chunk * size.vocabulary)) if narrow else 0
     waiting = min(held, tokens) * size.vocabulary * placement.value_bytes
     parts = math.ceil(tokens / held) if narrow else math.ceil(tokens / chunk)
     value = _WIDE_BYTES if parts > 1 or not narrow else placement.value_bytes
-    return wide + waiting + size.vocabulary * size.hidden * value
+    own = 0 if work.lora else size.vocabulary * size.hidden * value
+    return wide + waiting + own
 
 
 def _packed(size: ModelSize, placement: Placement) -> int:
@@ -282,7 +309,7 @@ def _with_tokens(
             memory,
             micro_batch_tokens=tokens,
             activations=_activations(reader, tokens, placement, kept=trains),
-            head=_head(reader, tokens, placement, trains=trains, two=beside is not None),
+            head=_head(work, reader, tokens, placement, two=beside is not None),
         )
         if tried.resident + tried.training <= limit_bytes or tokens <= response:
             return tried

@@ -56,7 +56,8 @@ Role = Literal["base", "teacher", "student"]
 
 @dataclass(frozen=True, slots=True)
 class StageNode:
-    """One distinct stage. `model`, `teacher` and `rollouts` are fingerprints of its parents."""
+    """One distinct stage. `model`, `teacher`, `rollouts` and `base`, which adapters refer to,
+    are fingerprints of its parents."""
 
     fingerprint: str
     kind: str
@@ -70,13 +71,15 @@ class StageNode:
     model: str | None = None
     teacher: str | None = None
     rollouts: str | None = None
+    base: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Fingerprints this stage reads, without repeats."""
-        return tuple(dict.fromkeys(p for p in (self.model, self.teacher, self.rollouts) if p))
+        read = (self.model, self.teacher, self.rollouts, self.base)
+        return tuple(dict.fromkeys(parent for parent in read if parent))
 
     @property
     def is_evaluation(self) -> bool:

@@ -29,6 +29,7 @@ from headwater.workflow.graph import (
     Role,
     StageNode,
 )
+from headwater.workflow.node_settings import options_of, settled
 
 #: Settings that decide how a stage is computed, not what it computes.
 _NOT_HASHED = frozenset(
@@ -202,7 +203,8 @@ class _Builder:
         spec = self.recipe.models[model_name]
         source = describe_source(spec.source)
         parent = self.base(source.parent, seed) if source.parent else None
-        config = ModelSpec(source=spec.source, layers=spec.layers).model_dump(mode="json")
+        own = ModelSpec(source=spec.source, layers=spec.layers)
+        config = own.model_dump(mode="json", exclude={"lora"})
         # Only weights drawn at random depend on the seed; a downloaded model is one model.
         tiny = source.kind is SourceKind.TINY
         own_seed = seed if tiny else 0
@@ -239,9 +241,9 @@ class _Builder:
     ) -> str:
         settings = self.recipe.stage(item)
         pool = self.recipe.pool(item)
-        config = settings.model_dump(mode="json")
-        if not config.get("overlap", True):
-            del config["overlap"]  # younger than artifacts, which are what they were without it
+        start = self.nodes[model]
+        spec = self.recipe.models[start.model_name]
+        config, base = settled(settings.model_dump(mode="json"), spec, start, role)
         sampling = self._sampling(config)
         rollouts = None
         if item.kind in ("warmup", "sample_sft"):
@@ -255,27 +257,15 @@ class _Builder:
             seed=seed,
             stream=self._stream(item.kind, pool, model),
             role=role,
-            model_name=self.nodes[model].model_name,
+            model_name=start.model_name,
             pool=pool,
             model=model,
             teacher=teacher if item.kind == "opd" else None,
             rollouts=rollouts,
+            base=base,
             sampling=sampling,
-            options=self._pretrain_options() if item.kind == "pretrain" else {},
+            options=options_of(item.kind, self.nodes[base] if base else None, self.recipe.task),
         )
-
-    def _pretrain_options(self) -> dict[str, Any]:
-        """What pretraining imitates, and whose problems it must never meet."""
-        task = self.recipe.task
-        if not task.train.startswith("task:"):
-            raise InputError(
-                f"task.train={task.train}: pretrain makes traces of an embedded task; set "
-                "task.train to task:arithmetic, or start from a model that is already trained"
-            )
-        return {
-            "train": task.train,
-            "evals": [s for s in task.eval.values() if not s.startswith("pool:")],
-        }
 
     def _teacher_rollouts(
         self, reader: Mapping[str, Any], pool: str | None, teacher: str | None, seed: int

@@ -29,6 +29,7 @@ from headwater.workflow.identities import (
     verifier_code,
 )
 from headwater.workflow.matching import match_arms
+from headwater.workflow.node_settings import require_adapter_packages
 from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
 from headwater.workflow.study import Study
 from headwater.workflow.study_data import POOL, read_data, unread_warnings
@@ -88,6 +89,7 @@ def prepare_study(
         study = replace(study, recipe=matched, graph=whole)
     check_contrasts(study)
     study = replace(study, graph=build_graph(matched, data, seeds=seeds, arms=arms))
+    require_adapter_packages(study.graph)
     _check_solutions(study)
     return study
 

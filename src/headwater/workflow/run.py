@@ -195,6 +195,7 @@ def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask
         checkpoint_dir=store.checkpoint_dir(fingerprint).resolve(),
         model_dir=model_of(node.model),
         teacher_dir=model_of(node.teacher),
+        base_dir=model_of(node.base),
         rollouts_dir=None if node.rollouts is None else store.path(node.rollouts).resolve(),
         options=node.options,
     )

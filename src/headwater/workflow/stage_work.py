@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headwater.config.evaluation import Evaluation
+from headwater.config.lora import LoRA
 from headwater.config.recipe import Diagnostics
 from headwater.config.stages import (
     GRPOStage,
@@ -51,7 +52,7 @@ class StageWork:
     micro-batch of training has `micro_batch_tokens`: a group of rollouts is never divided. An
     update learns from `groups_per_update` groups of at most `group_tokens` tokens (where nothing
     is trained: as many of a batch are scored), and the stage saves itself every
-    `checkpoint_seconds`.
+    `checkpoint_seconds`. `lora`: what it trains the model through, if not in full.
     """
 
     updates: int = 0
@@ -69,6 +70,7 @@ class StageWork:
     groups_per_update: int = 0
     group_tokens: int = 0
     checkpoint_seconds: float = 0.0
+    lora: LoRA | None = None
 
     @property
     def prompts_per_batch(self) -> int:
@@ -98,7 +100,10 @@ def work_of(study: Study, node: StageNode, mean_response: int | None = None) -> 
     size = len(study.problems_of(node))
     longest = sampling_of(node, study.recipe).max_new_tokens
     lengths = Lengths(longest, min(longest, mean_response or longest))
-    return _KINDS[node.kind](node.settings(), size, lengths)
+    settings = node.settings()
+    work = _KINDS[node.kind](settings, size, lengths)
+    lora = settings.lora if isinstance(settings, TrainingStage) else None
+    return replace(work, lora=lora) if lora else work
 
 
 def _evaluate(stage: Evaluation, problems: int, lengths: Lengths) -> StageWork:

@@ -44,6 +44,7 @@ STAGES = {
     "warmup",
     "sample_sft",
     "opd",
+    "mixed",
     "evaluate",
 }
 # Packages of which one module at most may know.

@@ -20,6 +20,7 @@ from headwater.config.stages import (
     DynamicSampling,
     GRPOStage,
     KLPenalty,
+    MixedStage,
     OPDStage,
     PretrainStage,
     SampledToken,
@@ -112,6 +113,12 @@ def runs(student: Path, teacher: Path, cached: Path) -> Runs:
             ),
             "opd_sampled": job(
                 "opd_sampled", OPDStage(**ROLLOUT, targets=SampledToken()), teacher_dir=teacher
+            ),
+            "mixed": job(
+                "mixed",
+                MixedStage(**ROLLOUT, **SMALL, lambda_={"start": 0.0, "end": 1.0}, kl=k3),
+                labels=True,
+                teacher_dir=teacher,
             ),
             "opd_recomputed": job(
                 "opd_recomputed",

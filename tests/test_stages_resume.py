@@ -21,6 +21,7 @@ from headwater.config.stages import (
     GRPOStage,
     KLPenalty,
     MixedKL,
+    MixedStage,
     OPDStage,
     PretrainStage,
     SampledToken,
@@ -75,7 +76,7 @@ def make_run(
     def make(config: Settings, **options: Any) -> Run:
         kind = str(config.kind)  # type: ignore[attr-defined]
         inputs: dict[str, Any] = {"model_dir": student}
-        if kind == "opd":
+        if kind in ("opd", "mixed"):
             inputs["teacher_dir"] = teacher
         if kind in ("warmup", "sample_sft"):
             inputs["rollouts_dir"] = cached[getattr(config, "targets", FullVocabulary()).kind]
@@ -83,7 +84,7 @@ def make_run(
             inputs["options"] = {"train": TASK, "evals": []}
         inputs |= options.pop("job", {})
         job = make_job(kind, config, tmp_path_factory.mktemp(kind), **inputs)
-        return Run(job, labels=kind in ("grpo", "sft"), **options)
+        return Run(job, labels=kind in ("grpo", "mixed", "sft"), **options)
 
     return make
 
@@ -99,6 +100,8 @@ CONFIGS = {
     "grpo-ahead": GRPOStage(**ROLLOUT, overlap=True),
     "opd-ahead": OPDStage(**ROLLOUT, overlap=True),
     "opd": OPDStage(**ROLLOUT),
+    "mixed": MixedStage(**ROLLOUT, lambda_={"start": 0.0, "end": 1.0}, updates_per_batch=2),
+    "mixed-ahead": MixedStage(**ROLLOUT, targets=TopK(k=8), overlap=True),
     "opd-forward": OPDStage(**ROLLOUT, kl=ForwardKL()),
     "opd-mixed": OPDStage(**ROLLOUT, kl=MixedKL(forward_weight=0.3), targets=TopK(k=8)),
     "opd-top-k": OPDStage(**ROLLOUT, targets=TopK(k=8)),

@@ -19,7 +19,7 @@ class ChainItem(Settings):
     Written `grpo`, `{grpo: 1H}` or `{grpo: {pool: 1H, steps: 50}}`.
     """
 
-    kind: Literal["pretrain", "sft", "grpo", "warmup", "sample_sft", "opd"]
+    kind: Literal["pretrain", "sft", "grpo", "warmup", "sample_sft", "opd", "mixed"]
     pool: str | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
 

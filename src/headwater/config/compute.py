@@ -17,6 +17,7 @@ from pydantic import (
 from headwater.config.base import Settings
 from headwater.config.evaluation import EvaluationSampling
 from headwater.config.stages import (
+    MixedStage,
     OPDStage,
     Sampling,
     WarmupStage,
@@ -46,8 +47,8 @@ _OURS = frozenset(
     }
 )
 #: Kinds of stages that draw responses, and those that a teacher scores some for.
-_SAMPLES = frozenset({"grpo", "opd", "teacher_rollouts", "evaluate", "probe"})
-_SCORES = frozenset({"opd", "teacher_rollouts"})
+_SAMPLES = frozenset({"grpo", "opd", "mixed", "teacher_rollouts", "evaluate", "probe"})
+_SCORES = frozenset({"opd", "mixed", "teacher_rollouts"})
 #: vLLM refuses a higher temperature, and silently raises a lower one above 0.
 VLLM_TEMPERATURES = (0.01, 2.0)
 
@@ -250,7 +251,7 @@ def _scoring_problems(recipe: Recipe) -> list[str]:
         return []
     found = []
     for where, stage in _stages(recipe):
-        if not isinstance(stage, OPDStage | WarmupStage):
+        if not isinstance(stage, OPDStage | MixedStage | WarmupStage):
             continue
         if stage.targets.kind == "full":
             found.append(

@@ -35,13 +35,18 @@ def _is_union_tag(part: Any) -> bool:
 def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
     current: Any = model
     for part in location:
-        fields = getattr(current, "model_fields", None)
+        fields = _fields(current)
         if fields and part in fields:
             current = _inner_model(fields[part].annotation)
         elif fields is None:
             return []
-    fields = getattr(current, "model_fields", {})
-    return [*fields]
+    return [*(_fields(current) or {})]
+
+
+def _fields(model: Any) -> dict[str, Any] | None:
+    """A settings model's fields by the keys that recipes have; None for anything else."""
+    fields = getattr(model, "model_fields", None)
+    return fields and {field.alias or name: field for name, field in fields.items()}
 
 
 def _inner_model(annotation: Any) -> Any:

@@ -24,9 +24,11 @@ from headwater.config.explain import explain
 from headwater.config.guards import Guards
 from headwater.config.paper import expand
 from headwater.config.stages import (
+    READS_LABELS,
     READS_TEACHER,
     STAGE_MODELS,
     GRPOStage,
+    MixedStage,
     ModelStage,
     OPDStage,
     PretrainStage,
@@ -124,6 +126,7 @@ class Stages(Settings):
     warmup: WarmupStage = WarmupStage()
     sample_sft: SampleSFTStage = SampleSFTStage()
     opd: OPDStage = OPDStage()
+    mixed: MixedStage = MixedStage()
 
 
 class Budget(Settings):
@@ -197,7 +200,7 @@ class Recipe(Settings):
             return item.pool
         if item.kind == "sft":
             return "worked" if self.pools.worked else "labels"
-        if item.kind in READS_TEACHER and self.pools.prompts:
+        if item.kind in READS_TEACHER - READS_LABELS and self.pools.prompts:
             return "prompts"
         return "labels"
 
@@ -313,8 +316,10 @@ def _item_problems(recipe: Recipe, item: ChainItem, where: str) -> list[str]:
         )
     if pool == "validation":
         found.append(f"{where}: pool 'validation' is kept from training; use another")
-    if item.kind == "grpo" and pool in ("prompts", "worked"):
-        found.append(f"{where}: grpo cannot read pool {pool!r}, which has no labels; use labels")
+    if item.kind in ("grpo", "mixed") and pool in ("prompts", "worked"):
+        found.append(
+            f"{where}: {item.kind} cannot read pool {pool!r}, which has no labels; use labels"
+        )
     try:
         recipe.stage(item)
     except ValidationError as error:

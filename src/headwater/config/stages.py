@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from headwater.config.base import Settings
+from headwater.config.reward_weight import Lambda, LambdaSchedule
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -185,8 +193,7 @@ class GRPOStage(TrainingStage):
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
-        if self.group_size < 2:
-            raise ValueError("group_size=1 gives zero advantages; set group_size >= 2")
+        _require_groups(self)
         return self
 
 
@@ -261,15 +268,69 @@ class OPDStage(TrainingStage):
 
     @model_validator(mode="after")
     def _sampled_is_reverse(self) -> Self:
-        if self.targets.kind == "sampled" and self.kl.kind != "reverse":
-            raise ValueError(
-                f"targets: sampled estimates the reverse KL only, but kl is {self.kl.kind}; "
-                "set kl: reverse, or targets: full or top_k"
-            )
+        _require_reverse(self.targets, self.kl, "kl")
         return self
 
 
-def _require_correction(stage: GRPOStage | OPDStage) -> None:
+class MixedStage(TrainingStage):
+    """A verifier's reward and a teacher's, mixed, on the student's own rollouts (Eq. 3).
+
+    lambda weighs grpo's loss, (1 - lambda) * beta that of opd: 1 is grpo, 0 is opd; see
+    `LambdaSchedule`. kl is grpo's penalty, divergence what opd calls kl. A step with lambda 0
+    grades nothing, one with lambda 1 asks no teacher. The rest is as in grpo and opd.
+    """
+
+    model_config = ConfigDict(
+        serialize_by_alias=True, validate_by_alias=True, validate_by_name=True
+    )
+
+    kind: Literal["mixed"] = "mixed"
+    steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 16
+    group_size: PositiveInt = 8
+    lambda_: Lambda = Field(default=LambdaSchedule(start=0.5, end=0.5), alias="lambda")
+    beta: PositiveFloat = 1.0
+    divergence: Divergence = ReverseKL()
+    targets: Targets = FullVocabulary()
+    teacher_temperature: PositiveFloat = 1.0
+    advantage: Literal["group_std", "group_mean"] = "group_std"
+    normalization: Literal["token", "sequence", "constant"] = "token"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    updates_per_batch: PositiveInt = 1
+    importance_cap: PositiveFloat | None = 2.0
+    kl: KLPenalty = KLPenalty(coefficient=0.0)
+    overlap: bool = False
+    sampling: Sampling | None = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        _require_groups(self)
+        _require_correction(self)
+        _require_reverse(self.targets, self.divergence, "divergence")
+        return self
+
+    def lambda_at(self, step: int) -> float:
+        """The weight of the verifier's reward at a step, from 0."""
+        return self.lambda_.at(step, self.steps)
+
+
+def _require_groups(stage: GRPOStage | MixedStage) -> None:
+    """Advantages compare a group's rollouts. Raises ValueError."""
+    if stage.group_size < 2:
+        raise ValueError("group_size=1 gives zero advantages; set group_size >= 2")
+
+
+def _require_reverse(targets: Targets, divergence: Divergence, key: str) -> None:
+    """The sampled token estimates one divergence only. Raises ValueError."""
+    if targets.kind == "sampled" and divergence.kind != "reverse":
+        raise ValueError(
+            f"targets: sampled estimates the reverse KL only, but {key} is {divergence.kind}; "
+            f"set {key}: reverse, or targets: full or top_k"
+        )
+
+
+def _require_correction(stage: GRPOStage | OPDStage | MixedStage) -> None:
     """A stage that is off policy needs importance weights. Raises ValueError."""
     if stage.overlap and stage.importance_cap is None:
         raise ValueError(
@@ -278,7 +339,9 @@ def _require_correction(stage: GRPOStage | OPDStage) -> None:
         )
 
 
-ModelStage = PretrainStage | SFTStage | GRPOStage | WarmupStage | SampleSFTStage | OPDStage
+ModelStage = (
+    PretrainStage | SFTStage | GRPOStage | WarmupStage | SampleSFTStage | OPDStage | MixedStage
+)
 
 STAGE_MODELS: dict[str, type[TrainingStage]] = {
     "pretrain": PretrainStage,
@@ -287,9 +350,10 @@ STAGE_MODELS: dict[str, type[TrainingStage]] = {
     "warmup": WarmupStage,
     "sample_sft": SampleSFTStage,
     "opd": OPDStage,
+    "mixed": MixedStage,
 }
 
 #: Stages that read gold answers or worked solutions through the vault.
-READS_LABELS = frozenset({"sft", "grpo"})
+READS_LABELS = frozenset({"sft", "grpo", "mixed"})
 #: Stages that learn from a teacher.
-READS_TEACHER = frozenset({"warmup", "sample_sft", "opd"})
+READS_TEACHER = frozenset({"warmup", "sample_sft", "opd", "mixed"})

@@ -47,6 +47,7 @@ class Trainee:
         if self._sharding is not None:
             shard(self.model, self._sharding)
         self._frozen: list[FrozenModel] = []
+        self.resting: tuple[FrozenModel, ...] = ()  # of them, those that no micro-batch asks now
 
     def frozen(self, folder: Path) -> FrozenModel:
         """A teacher or reference beside the model, on the same ranks.
@@ -62,7 +63,8 @@ class Trainee:
         """A micro-batch of nothing: gathers weights and adds up gradients with the other ranks."""
         nothing = pack([PackedGroup((0,), ((0,),), (0,))], dtype=self.dtype, device=self.device)
         for model in self._frozen:
-            model.targets(nothing)
+            if not any(model is one for one in self.resting):
+                model.targets(nothing)
         hidden = hidden_at_targets(self.model, nothing)
         zero = (hidden.sum() + head_weight(self.model)[:1].sum()) * 0.0
         return LossSums(zero, 0.0)

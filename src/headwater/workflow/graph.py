@@ -30,6 +30,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "warmup": 2,
     "sample_sft": 2,
     "opd": 2,
+    "mixed": 1,
     "evaluate": 3,
     "probe": 1,
 }
@@ -50,7 +51,7 @@ EVALUATES = frozenset({"evaluate", "probe"})
 #: Kinds that are given a label vault.
 NEEDS_VAULT = READS_LABELS | {"evaluate"}
 #: Kinds whose result depends on the verifier.
-GRADES = frozenset({"grpo", "evaluate"})
+GRADES = frozenset({"grpo", "mixed", "evaluate"})
 Role = Literal["base", "teacher", "student"]
 
 

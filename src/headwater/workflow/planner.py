@@ -257,7 +257,7 @@ class _Builder:
             model_name=self.nodes[model].model_name,
             pool=pool,
             model=model,
-            teacher=teacher if item.kind == "opd" else None,
+            teacher=teacher if item.kind in ("opd", "mixed") else None,
             rollouts=rollouts,
             sampling=sampling,
             options=self._pretrain_options() if item.kind == "pretrain" else {},

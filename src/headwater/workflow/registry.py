@@ -15,6 +15,7 @@ _MODULES = {
     "warmup": "headwater.stages.warmup",
     "sample_sft": "headwater.stages.sample_sft",
     "opd": "headwater.stages.opd",
+    "mixed": "headwater.stages.mixed",
     "evaluate": "headwater.evals.attempts",
     "probe": "headwater.evals.probe",
 }

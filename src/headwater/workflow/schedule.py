@@ -20,7 +20,7 @@ def _work(node: StageNode) -> float:
     """Sequences a stage samples or trains on; only the order of magnitude matters."""
     config = node.config
     match node.kind:
-        case "grpo" | "opd":
+        case "grpo" | "opd" | "mixed":
             return 1.0 + 3.0 * config["steps"] * config["prompts_per_step"] * config["group_size"]
         case "pretrain":
             return 1.0 + config["steps"] * config["batch_size"]

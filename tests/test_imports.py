@@ -41,6 +41,7 @@ STAGES = {
     "sft",
     "grpo",
     "teacher_rollouts",
+    "outside_rollouts",
     "warmup",
     "sample_sft",
     "opd",

@@ -37,6 +37,7 @@ from headwater.config.stages import (
     SFTStage,
     WarmupStage,
     _tuple,
+    outside_teacher,
 )
 
 
@@ -204,6 +205,10 @@ class Recipe(Settings):
             return "prompts"
         return "labels"
 
+    def learns_from_arm(self, item: ChainItem) -> bool:
+        """Whether a chain's stage learns from the teacher of its arm."""
+        return item.kind in READS_TEACHER and outside_teacher(self.stage(item)) is None
+
     def pools_read(self) -> frozenset[str]:
         """Every pool that some stage of an arm or of a model's preparation reads."""
         chains = [spec.prepare for spec in self.models.values()]
@@ -345,10 +350,12 @@ def _arm_problems(recipe: Recipe) -> list[str]:
                 )
             for index, item in enumerate(chain):
                 where = f"arms.{name}.{role}[{index}]"
-                found += _item_problems(recipe, item, where)
+                wrong = _item_problems(recipe, item, where)
+                found += wrong
                 if item.kind == "pretrain":
                     found.append(f"{where}: pretrain belongs under models.NAME.prepare")
-                if item.kind in READS_TEACHER and (role == "teacher" or arm.teacher is None):
+                alone = role == "teacher" or arm.teacher is None
+                if alone and not wrong and recipe.learns_from_arm(item):
                     found.append(
                         f"{where}: {item.kind} needs a teacher; use it in a student chain and "
                         "give the arm a teacher chain (`teacher: []` is the raw teacher)"

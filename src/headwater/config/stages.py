@@ -15,6 +15,7 @@ from pydantic import (
 
 from headwater.config.base import Settings
 from headwater.config.reward_weight import Lambda, LambdaSchedule
+from headwater.config.teachers import OpenAITeacher, OutsideTeacher
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -207,8 +208,22 @@ class TeacherRolloutsStage(Settings):
     prompts_per_batch: PositiveInt = 64
 
 
+class OutsideRolloutsStage(Settings):
+    """Rollouts of a teacher from outside the study, in the place of `TeacherRolloutsStage`."""
+
+    kind: Literal["outside_rollouts"] = "outside_rollouts"
+    teacher: OutsideTeacher
+    rollouts_per_prompt: PositiveInt = 1
+    targets: CacheableTargets | None = None
+    sampling: Sampling
+    prompts_per_batch: PositiveInt = 64
+
+
 class WarmupStage(TrainingStage):
-    """Forward KL on cached teacher rollouts with the teacher's distributions (Eq. 5)."""
+    """Forward KL on cached teacher rollouts with the teacher's distributions (Eq. 5).
+
+    rollouts: from where, if not from the arm's teacher.
+    """
 
     kind: Literal["warmup"] = "warmup"
     epochs: PositiveInt = 1
@@ -218,6 +233,16 @@ class WarmupStage(TrainingStage):
     targets: CacheableTargets = FullVocabulary()
     teacher_temperature: PositiveFloat = 1.0
     sampling: Sampling | None = None
+    rollouts: OutsideTeacher | None = None
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if isinstance(self.rollouts, OpenAITeacher) and self.targets.kind == "full":
+            raise ValueError(
+                f"targets: full with rollouts of {self.rollouts.name}, whose server gives no whole "
+                "distribution; set targets: {kind: top_k, k: 20}, or use sample_sft"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cached_as_it_is(self) -> Self:
@@ -230,7 +255,10 @@ class WarmupStage(TrainingStage):
 
 
 class SampleSFTStage(TrainingStage):
-    """Cross-entropy on teacher samples (hard labels): the baseline the warmup is compared to."""
+    """Cross-entropy on teacher samples (hard labels): the baseline the warmup is compared to.
+
+    rollouts: from where, if not from the arm's teacher.
+    """
 
     kind: Literal["sample_sft"] = "sample_sft"
     epochs: PositiveInt = 1
@@ -238,6 +266,7 @@ class SampleSFTStage(TrainingStage):
     batch_size: PositiveInt = 64
     teacher_rollouts_per_prompt: PositiveInt = 1
     sampling: Sampling | None = None
+    rollouts: OutsideTeacher | None = None
 
 
 class OPDStage(TrainingStage):
@@ -357,3 +386,8 @@ STAGE_MODELS: dict[str, type[TrainingStage]] = {
 READS_LABELS = frozenset({"sft", "grpo", "mixed"})
 #: Stages that learn from a teacher.
 READS_TEACHER = frozenset({"warmup", "sample_sft", "opd", "mixed"})
+
+
+def outside_teacher(stage: TrainingStage) -> OutsideTeacher | None:
+    """Who a stage learns from in the place of its arm's teacher; None where that one teaches."""
+    return stage.rollouts if isinstance(stage, WarmupStage | SampleSFTStage) else None

@@ -16,6 +16,7 @@ from headwater.config.recipe import Diagnostics, ModelSpec, Recipe
 from headwater.config.stages import (
     READS_LABELS,
     STAGE_MODELS,
+    OutsideRolloutsStage,
     Sampling,
     TeacherRolloutsStage,
 )
@@ -27,6 +28,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "sft": 2,
     "grpo": 3,
     "teacher_rollouts": 2,
+    "outside_rollouts": 1,
     "warmup": 2,
     "sample_sft": 2,
     "opd": 2,
@@ -40,6 +42,7 @@ CONFIG_MODELS: dict[str, type[Settings]] = {
     **STAGE_MODELS,
     "source": ModelSpec,
     "teacher_rollouts": TeacherRolloutsStage,
+    "outside_rollouts": OutsideRolloutsStage,
     "evaluate": Evaluation,
     "probe": Diagnostics,
 }

@@ -12,6 +12,7 @@ _MODULES = {
     "sft": "headwater.stages.sft",
     "grpo": "headwater.stages.grpo",
     "teacher_rollouts": "headwater.stages.teacher_rollouts",
+    "outside_rollouts": "headwater.stages.outside_rollouts",
     "warmup": "headwater.stages.warmup",
     "sample_sft": "headwater.stages.sample_sft",
     "opd": "headwater.stages.opd",

@@ -28,6 +28,8 @@ def _work(node: StageNode) -> float:
             return 1.0 + (config["steps"] or 100 * config["epochs"]) * config["batch_size"]
         case "evaluate":
             return 1.0 + 200.0 * config["attempts"]
+        case "outside_rollouts":
+            return 1000.0  # a server's or a disk's time
         case "probe":
             return 1.0 + config["prompts"] * config["rollouts_per_prompt"]
         case _:

@@ -17,6 +17,7 @@ from headwater.config.stages import (
     GRPOStage,
     MixedStage,
     OPDStage,
+    OutsideRolloutsStage,
     PretrainStage,
     SampleSFTStage,
     SFTStage,
@@ -24,6 +25,7 @@ from headwater.config.stages import (
     TrainingStage,
     WarmupStage,
 )
+from headwater.config.teachers import CachedTeacher
 from headwater.workflow.graph import StageNode, sampling_of
 from headwater.workflow.study import Study
 
@@ -194,6 +196,18 @@ def _teacher_rollouts(stage: TeacherRolloutsStage, pool_size: int, lengths: Leng
     )
 
 
+def _outside_rollouts(stage: OutsideRolloutsStage, pool_size: int, lengths: Lengths) -> StageWork:
+    if isinstance(stage.teacher, CachedTeacher):
+        return StageWork()
+    return StageWork(
+        rollouts=pool_size * stage.rollouts_per_prompt,
+        rollout_batches=math.ceil(pool_size / stage.prompts_per_batch),
+        max_new_tokens=lengths.longest,
+        mean_new_tokens=lengths.mean,
+        prompts=pool_size,
+    )
+
+
 def _cached_rollouts(
     stage: WarmupStage | SampleSFTStage, pool_size: int, lengths: Lengths
 ) -> StageWork:
@@ -266,6 +280,7 @@ _KINDS: dict[str, Callable[..., StageWork]] = {
     "sft": _sft,
     "grpo": _grpo,
     "teacher_rollouts": _teacher_rollouts,
+    "outside_rollouts": _outside_rollouts,
     "warmup": _cached_rollouts,
     "sample_sft": _cached_rollouts,
     "opd": _opd,

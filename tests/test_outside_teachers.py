@@ -281,9 +281,8 @@ def test_a_cache_gives_fewer_rollouts_and_tokens_than_it_has(
     run = _run(tmp_path, student, cache, TopK(k=3), rollouts_per_prompt=1).start()
     rows, whole = run.rollouts(), pq.read_table(published["top_k"] / "rollouts.parquet").to_pylist()
     assert [row["response_ids"] for row in rows] == [row["response_ids"] for row in whole[::2]]
-    kept = torch.cat(
-        [torch.full((row["response_tokens"],), n % 2 == 0) for n, row in enumerate(whole)]
-    )
+    lengths = torch.tensor([row["response_tokens"] for row in whole])
+    kept = torch.arange(len(whole)).repeat_interleave(lengths) % 2 == 0
     for name, part in _targets(run.job.output_dir).items():
         assert torch.equal(part, _targets(published["top_k"])[name][kept, :3])
 
@@ -299,7 +298,7 @@ def test_a_cache_that_does_not_fit_is_refused(
 ) -> None:
     good = published["top_k"]
     assert "of each of the pool's 10" in _refusal(tmp_path, student, good, rollouts_per_prompt=3)
-    assert "set targets: {'kind': 'top_k', 'k': 8}" in _refusal(tmp_path, student, good, TopK(k=9))
+    assert "set targets: {k: 8, kind: top_k}" in _refusal(tmp_path, student, good, TopK(k=9))
     assert "has targets" in _refusal(tmp_path, student, good, FullVocabulary())
     warm = Sampling(temperature=0.7, max_new_tokens=10)
     assert "drawn with sampling" in _refusal(tmp_path, student, good, sampling=warm)
@@ -400,11 +399,7 @@ def test_what_names_the_rollouts_of_a_file_is_its_content(tmp_path: Path) -> Non
     [
         ("sample_sft", "openai:big", "base_url: missing"),
         ("sample_sft", SERVED | {"key_variable": "MINE"}, "does not sound secret"),
-        (
-            "sample_sft",
-            SERVED | {"base_url": "http://me:pw@host"},
-            "with the key in an environment",
-        ),
+        ("sample_sft", SERVED | {"base_url": "http://h?key=x"}, "that key_variable names"),
         ("sample_sft", "cache:/nowhere", "found no teacher rollouts there"),
         ("warmup", SERVED, "set targets: {kind: top_k, k: 20}"),
         ("opd", SERVED, "rollouts: unknown key"),

@@ -252,8 +252,8 @@ def _check_artifact(path: Path, config: OutsideRolloutsStage) -> None:
     wanted = config.sampling.model_dump(mode="json")
     if sampling != wanted:
         raise InputError(
-            f"{path}: drawn with sampling {sampling}; expected {wanted}, as the stage's settings "
-            f"say; set sampling: {sampling} in the stage"
+            f"{path}: drawn with sampling {_written(sampling)}; expected {_written(wanted)}, as "
+            f"the stage's settings say; set sampling: {_written(sampling)} in the stage"
         )
     if config.targets is None:
         return
@@ -262,6 +262,14 @@ def _check_artifact(path: Path, config: OutsideRolloutsStage) -> None:
     enough = has.get("kind") == needed["kind"] and has.get("k", 0) >= needed.get("k", 0)
     if not enough:
         raise InputError(
-            f"{path}: has targets {targets}; expected {needed}, as the stage's settings say; set "
-            f"targets: {targets} in the stage" + ("" if targets else ", or use sample_sft")
+            f"{path}: has targets {_written(targets)}; expected {_written(needed)}, as the stage's "
+            "settings say; "
+            + (f"set targets: {_written(targets)} in the stage" if targets else "use sample_sft")
         )
+
+
+def _written(settings: Mapping[str, Any] | None) -> str:
+    """Settings as a recipe has them."""
+    if not settings:
+        return "none"
+    return f"{{{', '.join(f'{key}: {value}' for key, value in settings.items())}}}"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from headwater.config.stages import DynamicSampling, GRPOStage, OPDStage, SampledToken
+from headwater.config.distillation import SampledToken
+from headwater.config.stages import DynamicSampling, GRPOStage, OPDStage
 from headwater.engine.checkpoint import load_checkpoint
 from headwater.errors import BudgetExhausted
 from stage_jobs import Run, make_job, make_model

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from headwater.config.distillation import FullVocabulary, MixedKL, TopK
 from headwater.config.loading import (
     apply_override,
     load_recipe,
@@ -17,7 +18,6 @@ from headwater.config.loading import (
     write_resolved,
 )
 from headwater.config.recipe import Recipe
-from headwater.config.stages import FullVocabulary, MixedKL, TopK
 from headwater.errors import InputError
 
 RECIPE = """

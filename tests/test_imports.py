@@ -43,9 +43,11 @@ STAGES = {
     "sft",
     "grpo",
     "teacher_rollouts",
+    "outside_rollouts",
     "warmup",
     "sample_sft",
     "opd",
+    "mixed",
     "evaluate",
 }
 # Packages of which one module at most may know.

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from headwater.config.distillation import FullVocabulary
 from headwater.config.stages import (
-    FullVocabulary,
     GRPOStage,
     KLPenalty,
     OPDStage,

@@ -14,19 +14,19 @@ import torch
 from safetensors.torch import load_file
 
 from headwater.config.compute import Compute
+from headwater.config.distillation import SampledToken, TopK
 from headwater.config.evaluation import Evaluation
 from headwater.config.recipe import Diagnostics
 from headwater.config.stages import (
     DynamicSampling,
     GRPOStage,
     KLPenalty,
+    MixedStage,
     OPDStage,
     PretrainStage,
-    SampledToken,
     SampleSFTStage,
     SFTStage,
     TeacherRolloutsStage,
-    TopK,
     WarmupStage,
 )
 from headwater.engine.checkpoint import load_checkpoint
@@ -112,6 +112,12 @@ def runs(student: Path, teacher: Path, cached: Path) -> Runs:
             ),
             "opd_sampled": job(
                 "opd_sampled", OPDStage(**ROLLOUT, targets=SampledToken()), teacher_dir=teacher
+            ),
+            "mixed": job(
+                "mixed",
+                MixedStage(**ROLLOUT, **SMALL, lambda_={"start": 0.0, "end": 1.0}, kl=k3),
+                labels=True,
+                teacher_dir=teacher,
             ),
             "opd_recomputed": job(
                 "opd_recomputed",

@@ -14,20 +14,17 @@ import pytest
 from disk_faults import disk_full
 from headwater.config.base import Settings
 from headwater.config.compute import Compute
+from headwater.config.distillation import ForwardKL, FullVocabulary, MixedKL, SampledToken, TopK
 from headwater.config.stages import (
     DynamicSampling,
-    ForwardKL,
-    FullVocabulary,
     GRPOStage,
     KLPenalty,
-    MixedKL,
+    MixedStage,
     OPDStage,
     PretrainStage,
-    SampledToken,
     SampleSFTStage,
     SFTStage,
     TeacherRolloutsStage,
-    TopK,
     WarmupStage,
 )
 from headwater.errors import BudgetExhausted
@@ -75,7 +72,7 @@ def make_run(
     def make(config: Settings, **options: Any) -> Run:
         kind = str(config.kind)  # type: ignore[attr-defined]
         inputs: dict[str, Any] = {"model_dir": student}
-        if kind == "opd":
+        if kind in ("opd", "mixed"):
             inputs["teacher_dir"] = teacher
         if kind in ("warmup", "sample_sft"):
             inputs["rollouts_dir"] = cached[getattr(config, "targets", FullVocabulary()).kind]
@@ -83,7 +80,7 @@ def make_run(
             inputs["options"] = {"train": TASK, "evals": []}
         inputs |= options.pop("job", {})
         job = make_job(kind, config, tmp_path_factory.mktemp(kind), **inputs)
-        return Run(job, labels=kind in ("grpo", "sft"), **options)
+        return Run(job, labels=kind in ("grpo", "mixed", "sft"), **options)
 
     return make
 
@@ -99,6 +96,8 @@ CONFIGS = {
     "grpo-ahead": GRPOStage(**ROLLOUT, overlap=True),
     "opd-ahead": OPDStage(**ROLLOUT, overlap=True),
     "opd": OPDStage(**ROLLOUT),
+    "mixed": MixedStage(**ROLLOUT, lambda_={"start": 0.0, "end": 1.0}, updates_per_batch=2),
+    "mixed-ahead": MixedStage(**ROLLOUT, targets=TopK(k=8), overlap=True),
     "opd-forward": OPDStage(**ROLLOUT, kl=ForwardKL()),
     "opd-mixed": OPDStage(**ROLLOUT, kl=MixedKL(forward_weight=0.3), targets=TopK(k=8)),
     "opd-top-k": OPDStage(**ROLLOUT, targets=TopK(k=8)),

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from headwater.config.distillation import TopK
 from headwater.config.loading import validate_recipe
 from headwater.config.recipe import Recipe
-from headwater.config.stages import TopK
 from headwater.errors import InputError
 from headwater.types import Label, Problem
 from headwater.workflow.graph import ArmPlan, Graph

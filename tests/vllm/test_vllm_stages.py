@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from headwater.config.compute import VLLM, Compute, InProcess
+from headwater.config.distillation import TopK
 from headwater.config.evaluation import Evaluation
-from headwater.config.stages import GRPOStage, OPDStage, TeacherRolloutsStage, TopK
+from headwater.config.stages import GRPOStage, OPDStage, TeacherRolloutsStage
 from headwater.rollout.vllm_process import ServerProcess
 from processes_seen import all_end, children, descendants
 from stage_jobs import SAMPLING, Run, make_job

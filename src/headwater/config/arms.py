@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from headwater.config.base import Settings
-from headwater.config.stages import _tuple
+from headwater.config.distillation import _tuple
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 
@@ -19,7 +19,7 @@ class ChainItem(Settings):
     Written `grpo`, `{grpo: 1H}` or `{grpo: {pool: 1H, steps: 50}}`.
     """
 
-    kind: Literal["pretrain", "sft", "grpo", "warmup", "sample_sft", "opd"]
+    kind: Literal["pretrain", "sft", "grpo", "warmup", "sample_sft", "opd", "mixed"]
     pool: str | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 
 from headwater.config.arms import Name
 from headwater.config.base import Settings
-from headwater.config.stages import _tuple
+from headwater.config.distillation import _tuple
 
 Account = Literal["labels", "verifier_calls", "generated_tokens", "updates"]
 

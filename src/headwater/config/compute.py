@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PositiveFloat,
@@ -14,16 +12,11 @@ from pydantic import (
     model_validator,
 )
 
+from headwater.config.addresses import KeyVariable, Url
 from headwater.config.base import Settings
+from headwater.config.distillation import _kind_shorthand, _tuple
 from headwater.config.evaluation import EvaluationSampling
-from headwater.config.stages import (
-    OPDStage,
-    Sampling,
-    WarmupStage,
-    _kind_shorthand,
-    _tuple,
-)
-from headwater.redaction import is_secret_name
+from headwater.config.stages import MixedStage, OPDStage, Sampling, WarmupStage
 
 if TYPE_CHECKING:
     from headwater.config.recipe import Recipe
@@ -46,34 +39,10 @@ _OURS = frozenset(
     }
 )
 #: Kinds of stages that draw responses, and those that a teacher scores some for.
-_SAMPLES = frozenset({"grpo", "opd", "teacher_rollouts", "evaluate", "probe"})
-_SCORES = frozenset({"opd", "teacher_rollouts"})
+_SAMPLES = frozenset({"grpo", "opd", "mixed", "teacher_rollouts", "evaluate", "probe"})
+_SCORES = frozenset({"opd", "mixed", "teacher_rollouts"})
 #: vLLM refuses a higher temperature, and silently raises a lower one above 0.
 VLLM_TEMPERATURES = (0.01, 2.0)
-
-
-def _http_address(url: str) -> str:
-    """An address without a secret in it. Raises ValueError for any other."""
-    try:
-        parts = urlsplit(url)
-        secret = bool(parts.username or parts.password or parts.query)
-        plain = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        secret, plain = False, False
-    if secret:
-        raise ValueError(
-            "a server's address with a user, password or query in it, which would be written into "
-            "the run; expected http://HOST:PORT, with the key in the environment variable "
-            "VLLM_API_KEY"
-        )
-    if not plain:
-        raise ValueError(
-            f"{url!r} is not a server's address; expected http://HOST:PORT or https://HOST:PORT"
-        )
-    return url.rstrip("/")
-
-
-Url = Annotated[str, AfterValidator(_http_address)]
 
 
 class InProcess(Settings):
@@ -98,7 +67,7 @@ class VLLM(Settings):
 
     kind: Literal["vllm"] = "vllm"
     urls: Annotated[tuple[Url, ...], BeforeValidator(_tuple)] = ()
-    key_variable: str = "VLLM_API_KEY"
+    key_variable: KeyVariable = "VLLM_API_KEY"
     python: str | None = None
     requests_in_flight: Annotated[int, Field(ge=1, le=4096)] = 128
     request_seconds: PositiveFloat = 1800.0
@@ -111,11 +80,6 @@ class VLLM(Settings):
 
     @model_validator(mode="after")
     def _is_one_or_the_other(self) -> Self:
-        if not is_secret_name(self.key_variable):
-            raise ValueError(
-                f"key_variable={self.key_variable!r} does not sound secret, so that its value "
-                "would not be kept out of messages; expected a name like TEACHER_API_KEY"
-            )
         if self.urls and self.extra_args:
             raise ValueError(
                 f"extra_args={list(self.extra_args)} with urls: expected servers that are started "
@@ -250,7 +214,7 @@ def _scoring_problems(recipe: Recipe) -> list[str]:
         return []
     found = []
     for where, stage in _stages(recipe):
-        if not isinstance(stage, OPDStage | WarmupStage):
+        if not isinstance(stage, OPDStage | MixedStage | WarmupStage):
             continue
         if stage.targets.kind == "full":
             found.append(

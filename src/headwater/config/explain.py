@@ -51,7 +51,7 @@ def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
     members: list[type[BaseModel]] = [model]
     named = False  # the next part is a name that the user gave
     for part in location:
-        inner = [one.model_fields[part].annotation for one in members if part in one.model_fields]
+        inner = [_fields(one)[part].annotation for one in members if part in _fields(one)]
         if named or isinstance(part, int):
             named = False
         elif inner:
@@ -59,7 +59,12 @@ def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
             named = any(get_origin(annotation) is dict for annotation in inner)
         else:  # which member of a union it is
             members = [one for one in members if _kind(one) == part] or members
-    return list(dict.fromkeys(name for one in members for name in one.model_fields))
+    return list(dict.fromkeys(name for one in members for name in _fields(one)))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    """A settings model's fields by the keys that recipes have."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _kind(model: type[BaseModel]) -> Any:

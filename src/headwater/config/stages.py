@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from headwater.config.base import Settings
+from headwater.config.distillation import (
+    CacheableTargets,
+    Divergence,
+    Fraction,
+    FullVocabulary,
+    ReverseKL,
+    Targets,
+    _tuple,
+)
 from headwater.config.lora import StageLoRA
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def _kind_shorthand(value: Any) -> Any:
-    """`full` means `{kind: full}`; lists are Python's or YAML's way to write tuples."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+from headwater.config.reward_weight import Lambda, LambdaSchedule
+from headwater.config.teachers import OpenAITeacher, OutsideTeacher
 
 
 class Sampling(Settings):
@@ -26,65 +33,6 @@ class Sampling(Settings):
 
     temperature: PositiveFloat = 1.0
     max_new_tokens: PositiveInt = 512
-
-
-# --- what a distillation reads of the teacher -------------------------------------------------
-
-
-class FullVocabulary(Settings):
-    """The teacher's whole distribution (hidden states and head; logits chunk by chunk)."""
-
-    kind: Literal["full"] = "full"
-
-
-class TopK(Settings):
-    """The teacher's k most likely tokens and one bucket for all the rest."""
-
-    kind: Literal["top_k"] = "top_k"
-    k: Annotated[int, Field(ge=2)] = 64
-
-
-class SampledToken(Settings):
-    """Only the log-probability of the sampled token: a policy gradient with
-    log pi_T - log pi as a detached advantage. Unbiased, noisy."""
-
-    kind: Literal["sampled"] = "sampled"
-
-
-CacheableTargets = Annotated[
-    FullVocabulary | TopK, Field(discriminator="kind"), BeforeValidator(_kind_shorthand)
-]
-Targets = Annotated[
-    FullVocabulary | TopK | SampledToken,
-    Field(discriminator="kind"),
-    BeforeValidator(_kind_shorthand),
-]
-
-
-class ReverseKL(Settings):
-    """KL(student || teacher), mode-seeking (arXiv:2605.12483, Eq. 4)."""
-
-    kind: Literal["reverse"] = "reverse"
-
-
-class ForwardKL(Settings):
-    """KL(teacher || student), mode-covering (arXiv:2605.12483, Eq. 5)."""
-
-    kind: Literal["forward"] = "forward"
-
-
-class MixedKL(Settings):
-    """forward_weight * KL(teacher || student) + (1 - forward_weight) * KL(student || teacher)."""
-
-    kind: Literal["mixed"] = "mixed"
-    forward_weight: Fraction = 0.5
-
-
-Divergence = Annotated[
-    ReverseKL | ForwardKL | MixedKL,
-    Field(discriminator="kind"),
-    BeforeValidator(_kind_shorthand),
-]
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -199,8 +147,7 @@ class GRPOStage(TrainingStage):
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
-        if self.group_size < 2:
-            raise ValueError("group_size=1 gives zero advantages; set group_size >= 2")
+        _require_groups(self)
         return self
 
 
@@ -214,8 +161,22 @@ class TeacherRolloutsStage(Settings):
     prompts_per_batch: PositiveInt = 64
 
 
+class OutsideRolloutsStage(Settings):
+    """Rollouts of a teacher from outside the study, in the place of `TeacherRolloutsStage`."""
+
+    kind: Literal["outside_rollouts"] = "outside_rollouts"
+    teacher: OutsideTeacher
+    rollouts_per_prompt: PositiveInt = 1
+    targets: CacheableTargets | None = None
+    sampling: Sampling
+    prompts_per_batch: PositiveInt = 64
+
+
 class WarmupStage(TrainingStage):
-    """Forward KL on cached teacher rollouts with the teacher's distributions (Eq. 5)."""
+    """Forward KL on cached teacher rollouts with the teacher's distributions (Eq. 5).
+
+    rollouts: from where, if not from the arm's teacher.
+    """
 
     kind: Literal["warmup"] = "warmup"
     epochs: PositiveInt = 1
@@ -225,6 +186,16 @@ class WarmupStage(TrainingStage):
     targets: CacheableTargets = FullVocabulary()
     teacher_temperature: PositiveFloat = 1.0
     sampling: Sampling | None = None
+    rollouts: OutsideTeacher | None = None
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if isinstance(self.rollouts, OpenAITeacher) and self.targets.kind == "full":
+            raise ValueError(
+                f"targets: full with rollouts of {self.rollouts.name}, whose server gives no whole "
+                "distribution; set targets: {kind: top_k, k: 20}, or use sample_sft"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cached_as_it_is(self) -> Self:
@@ -237,7 +208,10 @@ class WarmupStage(TrainingStage):
 
 
 class SampleSFTStage(TrainingStage):
-    """Cross-entropy on teacher samples (hard labels): the baseline the warmup is compared to."""
+    """Cross-entropy on teacher samples (hard labels): the baseline the warmup is compared to.
+
+    rollouts: from where, if not from the arm's teacher.
+    """
 
     kind: Literal["sample_sft"] = "sample_sft"
     epochs: PositiveInt = 1
@@ -245,6 +219,7 @@ class SampleSFTStage(TrainingStage):
     batch_size: PositiveInt = 64
     teacher_rollouts_per_prompt: PositiveInt = 1
     sampling: Sampling | None = None
+    rollouts: OutsideTeacher | None = None
 
 
 class OPDStage(TrainingStage):
@@ -275,15 +250,69 @@ class OPDStage(TrainingStage):
 
     @model_validator(mode="after")
     def _sampled_is_reverse(self) -> Self:
-        if self.targets.kind == "sampled" and self.kl.kind != "reverse":
-            raise ValueError(
-                f"targets: sampled estimates the reverse KL only, but kl is {self.kl.kind}; "
-                "set kl: reverse, or targets: full or top_k"
-            )
+        _require_reverse(self.targets, self.kl, "kl")
         return self
 
 
-def _require_correction(stage: GRPOStage | OPDStage) -> None:
+class MixedStage(TrainingStage):
+    """A verifier's reward and a teacher's, mixed, on the student's own rollouts (Eq. 3).
+
+    lambda weighs grpo's loss, (1 - lambda) * beta that of opd: 1 is grpo, 0 is opd; see
+    `LambdaSchedule`. kl is grpo's penalty, divergence what opd calls kl. A step with lambda 0
+    grades nothing, one with lambda 1 asks no teacher. The rest is as in grpo and opd.
+    """
+
+    model_config = ConfigDict(
+        serialize_by_alias=True, validate_by_alias=True, validate_by_name=True
+    )
+
+    kind: Literal["mixed"] = "mixed"
+    steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 16
+    group_size: PositiveInt = 8
+    lambda_: Lambda = Field(default=LambdaSchedule(start=0.5, end=0.5), alias="lambda")
+    beta: PositiveFloat = 1.0
+    divergence: Divergence = ReverseKL()
+    targets: Targets = FullVocabulary()
+    teacher_temperature: PositiveFloat = 1.0
+    advantage: Literal["group_std", "group_mean"] = "group_std"
+    normalization: Literal["token", "sequence", "constant"] = "token"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    updates_per_batch: PositiveInt = 1
+    importance_cap: PositiveFloat | None = 2.0
+    kl: KLPenalty = KLPenalty(coefficient=0.0)
+    overlap: bool = False
+    sampling: Sampling | None = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        _require_groups(self)
+        _require_correction(self)
+        _require_reverse(self.targets, self.divergence, "divergence")
+        return self
+
+    def lambda_at(self, step: int) -> float:
+        """The weight of the verifier's reward at a step, from 0."""
+        return self.lambda_.at(step, self.steps)
+
+
+def _require_groups(stage: GRPOStage | MixedStage) -> None:
+    """Advantages compare a group's rollouts. Raises ValueError."""
+    if stage.group_size < 2:
+        raise ValueError("group_size=1 gives zero advantages; set group_size >= 2")
+
+
+def _require_reverse(targets: Targets, divergence: Divergence, key: str) -> None:
+    """The sampled token estimates one divergence only. Raises ValueError."""
+    if targets.kind == "sampled" and divergence.kind != "reverse":
+        raise ValueError(
+            f"targets: sampled estimates the reverse KL only, but {key} is {divergence.kind}; "
+            f"set {key}: reverse, or targets: full or top_k"
+        )
+
+
+def _require_correction(stage: GRPOStage | OPDStage | MixedStage) -> None:
     """A stage that is off policy needs importance weights. Raises ValueError."""
     if stage.overlap and stage.importance_cap is None:
         raise ValueError(
@@ -292,7 +321,9 @@ def _require_correction(stage: GRPOStage | OPDStage) -> None:
         )
 
 
-ModelStage = PretrainStage | SFTStage | GRPOStage | WarmupStage | SampleSFTStage | OPDStage
+ModelStage = (
+    PretrainStage | SFTStage | GRPOStage | WarmupStage | SampleSFTStage | OPDStage | MixedStage
+)
 
 STAGE_MODELS: dict[str, type[TrainingStage]] = {
     "pretrain": PretrainStage,
@@ -301,9 +332,15 @@ STAGE_MODELS: dict[str, type[TrainingStage]] = {
     "warmup": WarmupStage,
     "sample_sft": SampleSFTStage,
     "opd": OPDStage,
+    "mixed": MixedStage,
 }
 
 #: Stages that read gold answers or worked solutions through the vault.
-READS_LABELS = frozenset({"sft", "grpo"})
+READS_LABELS = frozenset({"sft", "grpo", "mixed"})
 #: Stages that learn from a teacher.
-READS_TEACHER = frozenset({"warmup", "sample_sft", "opd"})
+READS_TEACHER = frozenset({"warmup", "sample_sft", "opd", "mixed"})
+
+
+def outside_teacher(stage: TrainingStage) -> OutsideTeacher | None:
+    """Who a stage learns from in the place of its arm's teacher; None where that one teaches."""
+    return stage.rollouts if isinstance(stage, WarmupStage | SampleSFTStage) else None

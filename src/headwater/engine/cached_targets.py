@@ -37,6 +37,13 @@ class CachedRollouts:
         self, rows: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> TeacherTargets:
         """The teacher's distributions on the tokens of `rows`, in that order."""
+        whole = {name: part.to(device) for name, part in self.stored(rows).items()}
+        if "hidden_TH" in whole:
+            return FullTargets(whole["hidden_TH"].to(dtype), self._head_on(device, dtype))
+        return TopKTargets(whole["ids_TK"].long(), whole["logprobs_TK"])
+
+    def stored(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The tensors of `rows` as they are kept: hidden_TH, or ids_TK and logprobs_TK."""
         if len(self._where) != len(self.examples):
             raise StageError(
                 f"{self._folder}: {len(self.examples)} rollouts but distributions of "
@@ -49,10 +56,7 @@ class CachedRollouts:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     if name != "offsets":
                         pieces.setdefault(name, []).append(file.get_slice(name)[start:end])
-        whole = {name: torch.cat(parts).to(device) for name, parts in pieces.items()}
-        if "hidden_TH" in whole:
-            return FullTargets(whole["hidden_TH"].to(dtype), self._head_on(device, dtype))
-        return TopKTargets(whole["ids_TK"].long(), whole["logprobs_TK"])
+        return {name: torch.cat(parts) for name, parts in pieces.items()}
 
     def _head_on(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         if self._head is None:

@@ -94,6 +94,11 @@ _GRADIENT = Quantity("grad_norm", "gradient norm", "")
 _GAP = Quantity("sampler_gap", "sampler and trainer gap", "nats")
 _SPEED = Quantity("tokens_per_second", "tokens per second", "")
 _REPETITION = Quantity("repetition", "repeated 4-grams", "share")
+_REWARD = (Quantity("pass_rate", "pass rate", "share"), Quantity("reward", "reward", ""))
+_SIGNAL = (
+    Quantity("reference_kl", "KL to the reference", "nats"),
+    Quantity("zero_variance_share", "groups without signal", "share"),
+)
 _TEACHER = (  # how near a student's next-token distributions are to its teacher's
     Quantity("teacher_entropy", "entropy of the teacher", "nats"),
     Quantity("top_overlap", "overlap of top tokens", "share"),
@@ -103,15 +108,9 @@ _TEACHER = (  # how near a student's next-token distributions are to its teacher
 # Kind -> what shows whether it learned, then what shows how it behaved.
 _QUANTITIES: Mapping[str, tuple[tuple[Quantity, ...], tuple[Quantity, ...]]] = {
     "grpo": (
+        (*_REWARD, _LENGTH, _ENTROPY),
         (
-            Quantity("pass_rate", "pass rate", "share"),
-            Quantity("reward", "reward", ""),
-            _LENGTH,
-            _ENTROPY,
-        ),
-        (
-            Quantity("reference_kl", "KL to the reference", "nats"),
-            Quantity("zero_variance_share", "groups without signal", "share"),
+            *_SIGNAL,
             _TRUNCATED,
             _REPETITION,
             _GRADIENT,
@@ -127,7 +126,23 @@ _QUANTITIES: Mapping[str, tuple[tuple[Quantity, ...], tuple[Quantity, ...]]] = {
         (_KL, _ENTROPY, _LENGTH),
         (*_TEACHER, _LOSS, _TRUNCATED, _REPETITION, _GRADIENT, _GAP, _SPEED),
     ),
+    "mixed": (
+        (*_REWARD, _KL, _LENGTH, _ENTROPY),
+        (
+            Quantity("lambda", "weight of the reward (lambda)", "share"),
+            *_SIGNAL,
+            *_TEACHER,
+            _LOSS,
+            _TRUNCATED,
+            _REPETITION,
+            _GRADIENT,
+            _GAP,
+            _SPEED,
+        ),
+    ),
 }
+#: Kinds that minimise a divergence from a teacher, and the setting that says which.
+_DIVERGENCES = {"opd": "kl", "mixed": "divergence"}
 _OTHER_KINDS = ((_LOSS, _KL), (_ENTROPY, _GRADIENT, _SPEED))
 _PREPARING = ("pretrain", "sft")
 _REPEATS = {"reward": "pass_rate", "loss": "kl"}  # drawn only when it differs from its twin
@@ -184,8 +199,9 @@ def _kind_curves(
     groups = _group_seeds([stage for stage in stages if stage.fingerprint in metrics], results)
     first, *others = _portions(groups, claimed_arms(results)) or [[]]
     leading, further = _QUANTITIES.get(kind, _OTHER_KINDS)
-    if kind == "opd":
-        name = _divergence_name([run_dir / "artifacts" / one / MANIFEST for one in metrics])
+    if kind in _DIVERGENCES:
+        manifests = [run_dir / "artifacts" / one / MANIFEST for one in metrics]
+        name = _divergence_name(manifests, _DIVERGENCES[kind])
         leading = tuple(replace(one, name=name) if one is _KL else one for one in leading)
     panels = _panels(kind, (*leading, *further), first, metrics)
     return KindCurves(
@@ -219,16 +235,16 @@ def _portions(groups: Sequence[_Group], claimed: Sequence[str]) -> list[list[_Gr
     return [main, *(rest[i : i + LINES_AT_MOST] for i in range(0, len(rest), LINES_AT_MOST))]
 
 
-def _divergence_name(manifests: Iterable[Path]) -> str:
+def _divergence_name(manifests: Iterable[Path], setting: str) -> str:
     """What these stages minimise, as their settings say; "KL" where they differ or are lost."""
-    kinds = {_divergence_kind(path) for path in manifests}
+    kinds = {_divergence_kind(path, setting) for path in manifests}
     kind = kinds.pop() if len(kinds) == 1 else None
     return f"{kind} KL" if kind else "KL"
 
 
-def _divergence_kind(manifest: Path) -> str | None:
+def _divergence_kind(manifest: Path, setting: str) -> str | None:
     try:
-        settings: Any = read_json_file(manifest)["config"]["kl"]
+        settings: Any = read_json_file(manifest)["config"][setting]
         return str(settings["kind"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

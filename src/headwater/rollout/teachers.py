@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from headwater.config.compute import VLLM, Compute
-from headwater.config.stages import FullVocabulary, SampledToken, Targets, TopK
+from headwater.config.distillation import FullVocabulary, SampledToken, Targets, TopK
 from headwater.engine.packing import TokenBatch
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.errors import InputError

@@ -113,7 +113,7 @@ class VLLMClient:
             answers[place] = self._ask("POST", "/inference/v1/generate", bodies[place])
 
         asked = [self._threads.submit(one, p) for p in places if answers[p] is None]
-        _all_of(asked)
+        all_of(asked)
 
     def _ask(self, method: Literal["GET", "POST"], path: str, body: Json | None) -> Any:
         """The answer's content, asked for as often as is worth it."""
@@ -177,7 +177,7 @@ class VLLMClient:
         return "" if self._last_words is None else f"\nits log ends with:\n{self._last_words()}"
 
 
-def _all_of(asked: Sequence[Future[None]]) -> None:
+def all_of(asked: Sequence[Future[Any]]) -> None:
     """Wait for all; when one fails, forget those that have not begun and raise its error.
 
     That a server is gone is said before what else went wrong: it is why.

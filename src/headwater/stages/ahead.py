@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headwater.config.stages import GRPOStage, OPDStage
+from headwater.config.stages import GRPOStage, MixedStage, OPDStage
 from headwater.rollout.engines import Serving
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource
@@ -51,18 +51,21 @@ class Drawn:
 class StepRollouts:
     """Draws P prompts and G rollouts of each for every step, with overlap one step ahead.
 
-    The learner saves what is drawn ahead with its checkpoints.
+    The learner saves what is drawn ahead with its checkpoints. score: asked about the rollouts of
+    the steps that `scores_step` names.
     """
 
     def __init__(
         self,
         learner: Learner,
-        config: GRPOStage | OPDStage,
+        config: GRPOStage | OPDStage | MixedStage,
         source: RolloutSource,
         score: Score | None = None,
+        scores_step: Callable[[int], bool] = lambda step: True,
     ) -> None:
         job = learner.job
-        self._learner, self._config, self._source, self._score = learner, config, source, score
+        self._learner, self._config, self._source = learner, config, source
+        self._score_of = lambda step: score if scores_step(step) else None
         self._stream = ProblemStream(job.problems, job.seed, job.stream)
         self._held: dict[int, Callable[[], Drawn]] = {}  # of this step and the next
         if config.overlap:
@@ -89,7 +92,7 @@ class StepRollouts:
     def _begin(self, step: int) -> Callable[[], Drawn]:
         """Start drawing a step's rollouts; the result is waited for when it is called, once."""
         version, problems = self._learner.updater.steps_done, self._problems(step)
-        finish = self._source.begin(problems, self._config.group_size, step, self._score)
+        finish = self._source.begin(problems, self._config.group_size, step, self._score_of(step))
         found: list[Drawn] = []
 
         def finished() -> Drawn:
@@ -122,7 +125,7 @@ class StepRollouts:
             RolloutGroup(problem.id, tuple(rollouts[place * size : (place + 1) * size]))
             for place, problem in enumerate(problems)
         )
-        scores = self._source.score(rollouts, self._score)
+        scores = self._source.score(rollouts, self._score_of(step))
         drawn = Drawn(problems, RolloutBatch(groups), scores, version)
         self._held = {step: lambda: drawn}
 

@@ -11,19 +11,16 @@ from functools import partial
 
 import torch
 
-from headwater.config.compute import VLLM
-from headwater.config.stages import Divergence, MixedKL, OPDStage
+from headwater.config.stages import OPDStage
 from headwater.engine.forward import head_weight, hidden_at_targets
 from headwater.engine.packing import PackedGroup, pack
 from headwater.losses.chunked_head import chunked_head_loss
-from headwater.losses.token_losses import distillation_loss
 from headwater.models.compatibility import check_same_tokenizer
-from headwater.rollout.engines import Serving
-from headwater.rollout.teachers import make_teacher, most_logprobs
 from headwater.stages.ahead import StepRollouts, serving_of
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import RolloutBatch, RolloutSource, readable_rows
+from headwater.stages.teacher_term import TeacherTerm
 from headwater.types import LossSums
 
 
@@ -40,20 +37,11 @@ def run(job: StageJob, context: StageContext) -> None:
         learner.publish()
 
 
-def forward_weight(divergence: Divergence) -> float:
-    """Weight of the forward KL in a divergence: 1 forward, 0 reverse, between for mixed."""
-    if isinstance(divergence, MixedKL):
-        return divergence.forward_weight
-    return 1.0 if divergence.kind == "forward" else 0.0
-
-
 class _OPD:
     def __init__(self, learner: Learner, config: OPDStage) -> None:
-        job = learner.job
-        assert job.model_dir is not None and job.teacher_dir is not None
         self.learner, self.config = learner, config
         self.source = RolloutSource(
-            job,
+            learner.job,
             learner.model,
             learner.tokenizer,
             config.sampling,
@@ -61,23 +49,8 @@ class _OPD:
             on_fewer_rows=learner.halved_rows,
             world=learner.world,
         )
-        served = isinstance(job.compute.scoring, VLLM)
-        self.teacher = make_teacher(
-            job.compute,
-            Serving(
-                job.teacher_dir,
-                job.checkpoint_dir,
-                learner.context.closing,
-                max_logprobs=most_logprobs(config.targets),
-            ),
-            learner.vocab_size,
-            config.targets,
-            config.teacher_temperature,
-            local=None if served else learner.frozen(job.teacher_dir),
-            is_main=learner.world.is_main,
-        )
-        score = self.teacher.ask if served else None
-        self.rollouts = StepRollouts(learner, config, self.source, score)
+        self.teacher = TeacherTerm(learner, config, config.kl, self.source.sampling.temperature)
+        self.rollouts = StepRollouts(learner, config, self.source, self.teacher.score)
 
     def step(self, step: int) -> None:
         """One batch of student rollouts and one update on the teacher's opinion of it."""
@@ -97,7 +70,7 @@ class _OPD:
         result = learner.update(packed, denominator, partial(self._loss, batch, weights_N))
         trained = sum(group.tokens for group in packed)
         learner.charge_training(trained)
-        learner.charge(teacher_scored_tokens=trained, flops=2.0 * self.teacher.parameters * trained)
+        self.teacher.charge(trained)
         now = time.perf_counter()
         metrics = (
             dict(result.metrics)
@@ -118,19 +91,9 @@ class _OPD:
     def _loss(
         self, batch: RolloutBatch, weights_N: torch.Tensor, micro: Sequence[PackedGroup]
     ) -> LossSums:
-        learner, config = self.learner, self.config
+        learner = self.learner
         tokens = pack(micro, dtype=learner.dtype, device=learner.device)
-        targets = self.teacher.targets(tokens)
+        loss = self.teacher.chunk_loss(batch, weights_N, tokens)
         hidden = hidden_at_targets(learner.model, tokens)
-        loss = distillation_loss(
-            tokens.target_ids_T,
-            batch.per_token(weights_N, tokens.row_T),
-            targets,
-            forward_weight=forward_weight(config.kl),
-            teacher_temperature=config.teacher_temperature,
-            sampler_temperature=self.source.sampling.temperature,
-            sampler_logprobs_T=batch.sampler_logprobs(tokens.rows, learner.device),
-            importance_cap=config.importance_cap,
-        )
         head = head_weight(learner.model, learner.vocab_size)
         return chunked_head_loss(hidden, head, loss)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from headwater.config.compute import VLLM
-from headwater.config.stages import FullVocabulary, TeacherRolloutsStage
+from headwater.config.distillation import FullVocabulary
+from headwater.config.stages import TeacherRolloutsStage
 from headwater.engine.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from headwater.engine.packing import micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
@@ -24,13 +25,11 @@ from headwater.rollout.engines import Serving
 from headwater.rollout.scoring import FrozenModel
 from headwater.rollout.teachers import Teacher, make_teacher, most_logprobs
 from headwater.stages.job import MetricsLog, StageContext, StageJob
-from headwater.stages.rollouts import ROLLOUT_SCHEMA, RolloutBatch, RolloutSource, readable_rows
+from headwater.stages.rollout_files import ROLLOUT_IDS_SCHEMA, save_targets
+from headwater.stages.rollouts import RolloutBatch, RolloutSource, readable_rows
 from headwater.types import FullTargets, Problem, TopKTargets
 
 _SCORING_TOKENS = 16384
-_SCHEMA = ROLLOUT_SCHEMA.append(pa.field("prompt_ids", pa.list_(pa.int32()))).append(
-    pa.field("response_ids", pa.list_(pa.int32()))
-)
 
 
 def run(job: StageJob, context: StageContext) -> None:
@@ -93,7 +92,7 @@ def run(job: StageJob, context: StageContext) -> None:
 def _write(job: StageJob, rows: Sequence[Mapping[str, Any]], teacher: FrozenModel) -> None:
     """What concerns all batches: rollouts, and the head that the hidden states belong to."""
     assert isinstance(job.config, TeacherRolloutsStage)
-    table = pa.Table.from_pylist(list(rows), schema=_SCHEMA)
+    table = pa.Table.from_pylist(list(rows), schema=ROLLOUT_IDS_SCHEMA)
     pq.write_table(table, job.output_dir / "rollouts.parquet")
     if isinstance(job.config.targets, FullVocabulary):
         save_file({"head_VH": teacher.head_VH.contiguous()}, job.output_dir / "head.safetensors")
@@ -153,8 +152,7 @@ def _score(
     scorer.prepare(scorer.ask(batch.rollouts))
     head = teacher.head_VH
     lengths = batch.lengths_N
-    offsets = torch.cat((torch.zeros(1, dtype=torch.long), torch.cumsum(lengths, 0)))
-    starts = offsets.tolist()
+    starts = [0, *torch.cumsum(lengths, 0).tolist()]
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     scored = 0
     for micro in micro_batches(batch.packed(), _SCORING_TOKENS):
@@ -167,14 +165,14 @@ def _score(
         elif isinstance(found, FullTargets):
             parts.setdefault("hidden_TH", []).append((place, found.hidden_TH))
         scored += tokens.tokens
-    tensors = {"offsets": offsets}
+    tensors = {}
     for name, pieces in parts.items():
         first = pieces[0][1]
-        whole = torch.empty((int(offsets[-1]), *first.shape[1:]), dtype=first.dtype)
+        whole = torch.empty((starts[-1], *first.shape[1:]), dtype=first.dtype)
         for place, values in pieces:
             whole[place] = values.cpu()
         tensors[name] = whole
-    save_file(tensors, job.output_dir / f"targets-{step:05d}.safetensors")
+    save_targets(job.output_dir, step, lengths.tolist(), tensors)
     return scored
 
 

@@ -63,6 +63,7 @@ class Trainee:
             else Adapters(self.model, start, dtype=self.dtype, device=self.device, world=world)
         )
         self._frozen: list[FrozenModel] = []
+        self.resting: tuple[FrozenModel, ...] = ()  # of them, those that no micro-batch asks now
 
     def _adapter_start(self, job: StageJob, lora: LoRA, base_dir: Path) -> AdapterStart:
         """New adapters, or those of the stage before, where they are relative to the same base."""
@@ -85,7 +86,8 @@ class Trainee:
         """A micro-batch of nothing: gathers weights and adds up gradients with the other ranks."""
         nothing = pack([PackedGroup((0,), ((0,),), (0,))], dtype=self.dtype, device=self.device)
         for model in self._frozen:
-            model.targets(nothing)
+            if not any(model is one for one in self.resting):
+                model.targets(nothing)
         hidden = hidden_at_targets(self.model, nothing)
         zero = (hidden.sum() + head_weight(self.model)[:1].sum()) * 0.0
         return LossSums(zero, 0.0)

@@ -112,7 +112,7 @@ def estimate(
         beside = (
             sizes[graph.nodes[node.teacher].model_name] if node.teacher and node.model else None
         )
-        asked = (work_of(study, node, mean_response), sizes[node.model_name], beside)
+        asked = (work_of(study, node, mean_response), sizes.get(node.model_name), beside)
         if asked not in costs:
             costs[asked] = stage_cost(*asked, machine)
         spending, need = costs[asked]

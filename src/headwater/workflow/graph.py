@@ -16,6 +16,7 @@ from headwater.config.recipe import Diagnostics, ModelSpec, Recipe
 from headwater.config.stages import (
     READS_LABELS,
     STAGE_MODELS,
+    OutsideRolloutsStage,
     Sampling,
     TeacherRolloutsStage,
 )
@@ -27,9 +28,11 @@ STAGE_VERSIONS: dict[str, int] = {
     "sft": 2,
     "grpo": 3,
     "teacher_rollouts": 2,
+    "outside_rollouts": 1,
     "warmup": 2,
     "sample_sft": 2,
     "opd": 2,
+    "mixed": 1,
     "evaluate": 3,
     "probe": 1,
 }
@@ -39,6 +42,7 @@ CONFIG_MODELS: dict[str, type[Settings]] = {
     **STAGE_MODELS,
     "source": ModelSpec,
     "teacher_rollouts": TeacherRolloutsStage,
+    "outside_rollouts": OutsideRolloutsStage,
     "evaluate": Evaluation,
     "probe": Diagnostics,
 }
@@ -50,7 +54,7 @@ EVALUATES = frozenset({"evaluate", "probe"})
 #: Kinds that are given a label vault.
 NEEDS_VAULT = READS_LABELS | {"evaluate"}
 #: Kinds whose result depends on the verifier.
-GRADES = frozenset({"grpo", "evaluate"})
+GRADES = frozenset({"grpo", "mixed", "evaluate"})
 Role = Literal["base", "teacher", "student"]
 
 

@@ -12,7 +12,12 @@ from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from headwater.config.recipe import Recipe
+from headwater.config.stages import outside_teacher
+from headwater.config.teachers import CachedTeacher
+from headwater.errors import InputError
 from headwater.models.source_names import SourceKind, describe_source
+from headwater.storage import sha256_of
 from headwater.tasks.procedural import library_version
 
 _GGUF_PART = 2**20
@@ -67,6 +72,39 @@ def source_files(source: str) -> str | None:
     if described.kind is SourceKind.HF and path.is_dir():
         return _folder(path)
     return None
+
+
+def rollout_files(recipe: Recipe) -> dict[str, str]:
+    """Hash of the content of every cache of teacher rollouts that a recipe reads, by its name.
+
+    Raises InputError for one that is not there, and for two of one name.
+    """
+    found: dict[str, str] = {}
+    places: dict[str, Path] = {}
+    for arm in recipe.arms.values():
+        for item in arm.student or ():
+            teacher = outside_teacher(recipe.stage(item))
+            if not isinstance(teacher, CachedTeacher):
+                continue
+            path = Path(teacher.path).expanduser()
+            if places.setdefault(teacher.name, path) != path:
+                raise InputError(
+                    f"rollouts {path} and {places[teacher.name]} are both called {teacher.name}; "
+                    "expected names of their own; rename one of the two"
+                )
+            found[teacher.name] = _rollout_content(path)
+    return found
+
+
+def _rollout_content(path: Path) -> str:
+    """Hash of a .parquet file, or of the manifest that has the hashes of an artifact's files."""
+    file = path / "manifest.json" if path.is_dir() else path
+    if not file.is_file() or (file == path and path.suffix != ".parquet"):
+        raise InputError(
+            f"rollouts cache:{path}: found no teacher rollouts there; expected a .parquet file, or "
+            "RUN/artifacts/FINGERPRINT of a stage teacher_rollouts; correct the path"
+        )
+    return sha256_of(file)
 
 
 def _module_file(module: str) -> Path | None:

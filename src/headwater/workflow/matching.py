@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from headwater.config.arms import Arm, ChainItem
 from headwater.config.claims import Account, Contrast
 from headwater.config.recipe import Recipe
-from headwater.config.stages import READS_LABELS, GRPOStage
+from headwater.config.stages import READS_LABELS, GRPOStage, MixedStage
 from headwater.errors import InputError
 from headwater.workflow.graph import ArmPlan, StageNode
 from headwater.workflow.routes import line
@@ -125,7 +125,7 @@ def _with_steps(
             continue
         steps = work_of(study, nodes[index]).updates
         settings = nodes[index].settings()
-        if isinstance(settings, GRPOStage):
+        if isinstance(settings, GRPOStage | MixedStage):
             steps //= settings.updates_per_batch
         each = spent / steps
         new = steps + round(missing / each)

@@ -6,19 +6,18 @@ seed) meet in the same node, because a node is named by what decides its result.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from headwater.config.recipe import ChainItem, ModelSpec, Recipe
-from headwater.config.stages import READS_TEACHER, TeacherRolloutsStage
+from headwater.config.stages import READS_TEACHER
 from headwater.errors import InputError
 from headwater.models.source_names import SourceKind, describe_source
 from headwater.models.tiny_sizes import tiny_size
 from headwater.near_names import near
 from headwater.types import Label, Problem
+from headwater.workflow.digests import digest, digest_rows
 from headwater.workflow.graph import (
     GRADES,
     NEEDS_VAULT,
@@ -30,13 +29,7 @@ from headwater.workflow.graph import (
     StageNode,
 )
 from headwater.workflow.node_settings import options_of, settled
-
-#: Settings that decide how a stage is computed, not what it computes.
-_NOT_HASHED = frozenset(
-    {"checkpoint_seconds", "micro_batch_tokens", "prompts_per_batch", "batch_prompts"}
-)
-
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+from headwater.workflow.reader_rollouts import hashed_settings, rollouts_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +61,7 @@ def identify(problems: Sequence[Problem], labels: Sequence[Label]) -> DataIdenti
         [label.problem_id, label.answer, label.solution, *([label.row] if label.row else [])]
         for label in labels
     )
-    return DataIdentity(_digest_rows(asked), _digest_rows(answers), len(problems))
+    return DataIdentity(digest_rows(asked), digest_rows(answers), len(problems))
 
 
 def build_graph(
@@ -120,7 +113,7 @@ class _Builder:
     def arm(self, name: str, seed: int) -> ArmPlan:
         """Nodes of one arm at one seed."""
         arm = self.recipe.arms[name]
-        student_reads = any(item.kind in READS_TEACHER for item in arm.student or ())
+        student_reads = any(map(self.recipe.learns_from_arm, arm.student or ()))
         if arm.student is not None and arm.teacher and not student_reads:
             raise InputError(
                 f"arms.{name}: trains a teacher that no stage of the student reads; add warmup, "
@@ -247,8 +240,9 @@ class _Builder:
         sampling = self._sampling(config)
         rollouts = None
         if item.kind in ("warmup", "sample_sft"):
-            rollouts = self._teacher_rollouts(config, pool, teacher, seed)
+            rollouts = self._rollouts(config, pool, model, teacher, seed)
             config["sampling"] = None  # it was the rollouts'; this stage samples nothing
+            del config["rollouts"]
         elif "sampling" in config:
             config["sampling"] = sampling
         return self._add(
@@ -260,37 +254,43 @@ class _Builder:
             model_name=start.model_name,
             pool=pool,
             model=model,
-            teacher=teacher if item.kind == "opd" else None,
+            teacher=teacher if item.kind in ("opd", "mixed") else None,
             rollouts=rollouts,
             base=base,
             sampling=sampling,
             options=options_of(item.kind, self.nodes[base] if base else None, self.recipe.task),
         )
 
-    def _teacher_rollouts(
-        self, reader: Mapping[str, Any], pool: str | None, teacher: str | None, seed: int
+    def _rollouts(
+        self,
+        reader: Mapping[str, Any],
+        pool: str | None,
+        model: str,
+        teacher: str | None,
+        seed: int,
     ) -> str:
         """The cached rollouts a warmup or sample_sft reads; equal ones are one node."""
-        assert teacher is not None, "the recipe's validators require a teacher chain"
         sampling = self._sampling(reader)
-        config = TeacherRolloutsStage.model_validate(
-            {
-                "rollouts_per_prompt": reader["teacher_rollouts_per_prompt"],
-                "targets": reader.get("targets"),
-                "sampling": sampling,
-            }
-        ).model_dump(mode="json")
-        return self._add(
-            kind="teacher_rollouts",
-            config=config,
-            seed=seed,
-            stream=f"teacher_rollouts:{pool}",
-            role="teacher",
-            model_name=self.nodes[teacher].model_name,
-            pool=pool,
-            teacher=teacher,
-            sampling=sampling,
-        )
+        found = rollouts_stage(reader, sampling)
+        common: dict[str, Any] = {
+            "config": found.config,
+            "seed": seed,
+            "stream": f"teacher_rollouts:{pool}",
+            "role": "teacher",
+            "pool": pool,
+            "sampling": sampling,
+        }
+        if found.outside is not None:
+            return self._add(
+                kind="outside_rollouts",
+                model_name=found.outside,
+                model=Graph(self.nodes, ()).root(model),  # whose tokenizer they are written in
+                options={"files": self.data.source_files.get(found.outside)},
+                **common,
+            )
+        assert teacher is not None, "the recipe's validators require a teacher chain"
+        name = self.nodes[teacher].model_name
+        return self._add(kind="teacher_rollouts", model_name=name, teacher=teacher, **common)
 
     def evaluations(self, model: str | None, role: Role, seed: int) -> dict[str, str]:
         """Evaluation set -> fingerprint of this model's evaluation on it."""
@@ -345,7 +345,7 @@ class _Builder:
             data = self.data.pools[fields["pool"]]
         elif fields.get("eval_set"):
             data = self.data.evals[fields["eval_set"]]
-        config = {key: v for key, v in fields["config"].items() if key not in _NOT_HASHED}
+        config = hashed_settings(fields["config"])
         if kind == "evaluate":
             config.pop("problems")  # the set's identity already says which ones
         trains = kind != "source"
@@ -364,25 +364,9 @@ class _Builder:
             "options": fields.get("options", {}),
             "compute": compute.identity(kind) if trains else None,
         }
-        return _digest(payload)[:16]
+        return digest(payload)[:16]
 
     def _verifier(self) -> list[Any]:
         task, code = self.recipe.task, self.data.verifier_code
         threshold = [] if task.verifier_correct_from == 1 else [task.verifier_correct_from]
         return [task.verifier, task.verifier_timeout_seconds, *([code] if code else []), *threshold]
-
-
-def _digest(value: Any) -> str:
-    """SHA-256 of canonical JSON, in hexadecimal."""
-    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()
-
-
-def _digest_rows(rows: Iterable[Any]) -> str:
-    """`_digest` of a list of these rows, which is never held as a whole."""
-    digest = hashlib.sha256(b"[")
-    before = ""
-    for row in rows:
-        digest.update(f"{before}{_CANONICAL.encode(row)}".encode())
-        before = ","
-    digest.update(b"]")
-    return digest.hexdigest()

@@ -24,6 +24,7 @@ from headwater.verify.verifiers import (
 from headwater.workflow.contrasts import check_contrasts
 from headwater.workflow.identities import (
     own_code_warnings,
+    rollout_files,
     runs_own_code,
     source_files,
     verifier_code,
@@ -111,7 +112,8 @@ def _graph_data(
         if before is not None
         else {name: identify(items.problems, items.labels) for name, items in evals.items()},
         verifier_code=verifier_code(recipe.task.verifier),
-        source_files={
+        source_files=rollout_files(recipe)
+        | {
             spec.source: files
             for spec in recipe.models.values()
             if (files := source_files(spec.source)) is not None

@@ -12,9 +12,11 @@ _MODULES = {
     "sft": "headwater.stages.sft",
     "grpo": "headwater.stages.grpo",
     "teacher_rollouts": "headwater.stages.teacher_rollouts",
+    "outside_rollouts": "headwater.stages.outside_rollouts",
     "warmup": "headwater.stages.warmup",
     "sample_sft": "headwater.stages.sample_sft",
     "opd": "headwater.stages.opd",
+    "mixed": "headwater.stages.mixed",
     "evaluate": "headwater.evals.attempts",
     "probe": "headwater.evals.probe",
 }

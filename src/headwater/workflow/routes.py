@@ -12,7 +12,8 @@ from headwater.workflow.graph import ArmPlan, Graph, StageNode
 class Route:
     """Stages after the bases, in order. `teacher` is empty for a raw teacher or none.
 
-    teacher_base: the teacher's base model, None for an arm that learns from no teacher. base: the
+    teacher_base: the teacher's base model, or the name of one from outside; None for an arm that
+    learns from no teacher. base: the
     base of the model evaluated. own: its stages, of which `transfers` read the teacher.
     """
 
@@ -36,9 +37,9 @@ def route_of(graph: Graph, plan: ArmPlan) -> Route:
     """The route of one arm at one seed."""
     own, base = line(graph, plan.endpoint)
     teacher: tuple[StageNode, ...] = ()
-    teacher_base = None
-    if any(node.kind in READS_TEACHER for node in own):
-        assert plan.teacher is not None, "a stage that reads a teacher has one"
+    outside = (graph.nodes[node.rollouts] for node in own if node.rollouts is not None)
+    teacher_base = next((one.model_name for one in outside if one.teacher is None), None)
+    if plan.teacher is not None and any(node.kind in READS_TEACHER for node in own):
         teacher, teacher_base = line(graph, plan.teacher)
     return Route(base, own, teacher_base, teacher)
 

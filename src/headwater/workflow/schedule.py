@@ -20,7 +20,7 @@ def _work(node: StageNode) -> float:
     """Sequences a stage samples or trains on; only the order of magnitude matters."""
     config = node.config
     match node.kind:
-        case "grpo" | "opd":
+        case "grpo" | "opd" | "mixed":
             return 1.0 + 3.0 * config["steps"] * config["prompts_per_step"] * config["group_size"]
         case "pretrain":
             return 1.0 + config["steps"] * config["batch_size"]
@@ -28,6 +28,8 @@ def _work(node: StageNode) -> float:
             return 1.0 + (config["steps"] or 100 * config["epochs"]) * config["batch_size"]
         case "evaluate":
             return 1.0 + 200.0 * config["attempts"]
+        case "outside_rollouts":
+            return 1000.0  # a server's or a disk's time
         case "probe":
             return 1.0 + config["prompts"] * config["rollouts_per_prompt"]
         case _:

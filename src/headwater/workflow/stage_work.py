@@ -16,7 +16,9 @@ from headwater.config.lora import LoRA
 from headwater.config.recipe import Diagnostics
 from headwater.config.stages import (
     GRPOStage,
+    MixedStage,
     OPDStage,
+    OutsideRolloutsStage,
     PretrainStage,
     SampleSFTStage,
     SFTStage,
@@ -24,6 +26,7 @@ from headwater.config.stages import (
     TrainingStage,
     WarmupStage,
 )
+from headwater.config.teachers import CachedTeacher
 from headwater.workflow.graph import StageNode, sampling_of
 from headwater.workflow.study import Study
 
@@ -198,6 +201,18 @@ def _teacher_rollouts(stage: TeacherRolloutsStage, pool_size: int, lengths: Leng
     )
 
 
+def _outside_rollouts(stage: OutsideRolloutsStage, pool_size: int, lengths: Lengths) -> StageWork:
+    if isinstance(stage.teacher, CachedTeacher):
+        return StageWork()
+    return StageWork(
+        rollouts=pool_size * stage.rollouts_per_prompt,
+        rollout_batches=math.ceil(pool_size / stage.prompts_per_batch),
+        max_new_tokens=lengths.longest,
+        mean_new_tokens=lengths.mean,
+        prompts=pool_size,
+    )
+
+
 def _cached_rollouts(
     stage: WarmupStage | SampleSFTStage, pool_size: int, lengths: Lengths
 ) -> StageWork:
@@ -235,6 +250,31 @@ def _opd(stage: OPDStage, pool_size: int, lengths: Lengths) -> StageWork:
     )
 
 
+def _mixed(stage: MixedStage, pool_size: int, lengths: Lengths) -> StageWork:
+    weights = [stage.lambda_at(step) for step in range(stage.steps)]
+    graded = sum(weight > 0 for weight in weights) * stage.prompts_per_step
+    prompts = stage.steps * stage.prompts_per_step
+    rollouts = prompts * stage.group_size
+    group = stage.group_size * lengths.longest
+    return StageWork(
+        updates=stage.steps * stage.updates_per_batch,
+        trained_tokens=rollouts * lengths.mean * stage.updates_per_batch,
+        rollouts=rollouts,
+        rollout_batches=stage.steps,
+        max_new_tokens=lengths.longest,
+        mean_new_tokens=lengths.mean,
+        scored=min(weights) < 1,
+        referenced=stage.kl.coefficient > 0,
+        labels=min(pool_size, graded),
+        verifier_calls=graded * stage.group_size,
+        prompts=prompts,
+        micro_batch_tokens=_micro_batch(stage, group, stage.prompts_per_step),
+        groups_per_update=stage.prompts_per_step,
+        group_tokens=group,
+        checkpoint_seconds=stage.checkpoint_seconds,
+    )
+
+
 def _micro_batch(stage: TrainingStage, group_tokens: int, groups: int) -> int:
     """Tokens at once: as many as allowed, but no less than a group and no more than there are."""
     return min(max(stage.micro_batch_tokens, group_tokens), groups * group_tokens)
@@ -245,9 +285,11 @@ _KINDS: dict[str, Callable[..., StageWork]] = {
     "sft": _sft,
     "grpo": _grpo,
     "teacher_rollouts": _teacher_rollouts,
+    "outside_rollouts": _outside_rollouts,
     "warmup": _cached_rollouts,
     "sample_sft": _cached_rollouts,
     "opd": _opd,
+    "mixed": _mixed,
     "evaluate": _evaluate,
     "probe": _probe,
 }

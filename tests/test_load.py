@@ -369,6 +369,7 @@ def rollout(number: int) -> dict[str, Any]:
         "reward": 1.0 if number % 3 else 0.0,
         "response_tokens": 80,
         "finish_reason": "stop",
+        "advantage": 0.5 if number % 3 else -1.0,
     }
 
 

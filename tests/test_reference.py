@@ -42,3 +42,5 @@ def test_editors_are_told_what_a_key_means() -> None:
     assert schema["properties"]["seeds"]["description"] == "One training run of every arm for each."
     grpo = schema["$defs"]["GRPOStage"]["properties"]
     assert grpo["group_size"]["description"].startswith("Responses to each problem")
+    mixed = schema["$defs"]["MixedStage"]["properties"]
+    assert mixed["lambda"]["description"].startswith("Weight of the verifier's reward")

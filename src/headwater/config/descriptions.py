@@ -25,6 +25,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "budget": "Limits on what training may spend, over the whole run.",
         "guards": "Thresholds at which training is warned of; null switches one off.",
         "compute": "Where and how it runs; changes no result but by rounding.",
+        "report_to": "Trackers that are told of metrics, by name; none by default.",
+        "log_completions": "Send trackers a table of completions every so many steps.",
         "seeds": "One training run of every arm for each.",
     },
     "Task": {
@@ -44,7 +46,15 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     "ModelSpec": {
         "source": "hf:ID-or-path, gguf:path, smollm2-135m, tiny:NAME, or prune:MODEL.",
         "layers": "Of prune: how many layers to keep, or which.",
+        "lora": "Adapters that arms train it through; a number is a rank.",
         "prepare": "Stages (pretrain, sft) that make the base which every arm starts from.",
+    },
+    "LoRA": {
+        "rank": "Rank of the update of each adapted weight.",
+        "alpha": "The update is scaled by alpha / rank; by default twice the rank.",
+        "target_modules": "Linear layers by the end of their names, or all-linear.",
+        "dropout": "Only 0: adapters are merged while they train.",
+        "base": "full, or nf4: what 4-bit quantisation leaves of the weights.",
     },
     "ChainItem": {
         "kind": "The stage kind.",
@@ -75,6 +85,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "warmup": "Forward KL on cached teacher rollouts: stage 2a.",
         "sample_sft": "Teacher samples as hard labels: the baseline.",
         "opd": "On-policy distillation: stage 2b.",
+        "mixed": "A verifier's reward and a teacher's, mixed (Eq. 3).",
     },
     "TrainingStage": {
         "kind": "The stage kind.",
@@ -99,6 +110,13 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "sampling": "Instead of the recipe's `sampling`.",
         "targets": "What is read of the teacher: full, {kind: top_k, k: K}, or sampled.",
         "teacher_temperature": "Of the teacher's softmax in the loss.",
+        "lora": "Adapters of this stage; false for none, null for the model's own.",
+        "rollouts": "Teacher rollouts from outside the study: a server, or a cache.",
+        "advantage": "Rewards minus the group's mean, divided by the group's standard deviation "
+        "or not.",
+        "clip_low": "Lower clip of the probability ratio: 1 minus this.",
+        "clip_high": "Upper clip of the probability ratio: 1 plus this.",
+        "updates_per_batch": "Optimiser updates on one batch of rollouts.",
         "teacher_rollouts_per_prompt": "Teacher responses to each prompt, sampled once and cached.",
     },
     "PretrainStage": {
@@ -108,13 +126,33 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "slip_rate": "How often a careless trace slips.",
     },
     "GRPOStage": {
-        "advantage": "Rewards minus the group's mean, divided by the group's standard deviation "
-        "or not.",
-        "clip_low": "Lower clip of the probability ratio: 1 minus this.",
-        "clip_high": "Upper clip of the probability ratio: 1 plus this.",
-        "updates_per_batch": "Optimiser updates on one batch of rollouts.",
         "kl": "KL penalty to the model the stage began with.",
         "dynamic_sampling": "Replace groups whose rewards are all equal.",
+    },
+    "MixedStage": {
+        "lambda_": "Weight of the verifier's reward: a number, or how it moves.",
+        "beta": "Scale of the teacher's term, whose weight is (1 - lambda) * beta.",
+        "divergence": "What opd calls kl.",
+        "kl": "KL penalty to the model the stage began with.",
+    },
+    "LambdaSchedule": {
+        "start": "At the first step.",
+        "end": "From step `over` on.",
+        "schedule": "A straight line, half a cosine, or a step.",
+        "over": "Steps until `end`; by default all.",
+    },
+    "OpenAITeacher": {
+        "kind": "A server that speaks OpenAI's API.",
+        "model": "The model's name there.",
+        "base_url": "The server's address, up to /v1.",
+        "api": "chat: its own template; completions: the student's token ids.",
+        "key_variable": "Environment variable with the server's key.",
+        "requests_in_flight": "Requests at once.",
+        "request_seconds": "How long an answer may take.",
+    },
+    "CachedTeacher": {
+        "kind": "Teacher rollouts on this disk.",
+        "path": "Another run's artifact, or a .parquet file.",
     },
     "KLPenalty": {
         "coefficient": "Weight of the penalty; 0 computes none.",
@@ -214,7 +252,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
 
 
 def description(model: type[BaseModel], key: str) -> str | None:
-    """What `key` of these settings means; None where nobody has said it."""
+    """What `key` of these settings, or a key's alias, means; None where nobody has said it."""
+    key = next((name for name, field in model.model_fields.items() if field.alias == key), key)
     for parent in model.__mro__:
         found = DESCRIPTIONS.get(parent.__name__, {}).get(key)
         if found is not None:

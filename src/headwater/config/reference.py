@@ -118,7 +118,6 @@ def _default(model: type[BaseModel], key: str) -> str:
 
 
 def _cell(model: type[BaseModel], key: str) -> str:
-    name = next(n for n, f in model.model_fields.items() if key in (n, f.alias))
-    words = description(model, name) or ""
+    words = description(model, key) or ""
     # neither a column nor a link
     return words.replace("||", "‖").replace("|", "\\|").replace("[", "\\[")

@@ -73,20 +73,22 @@ class _Mixed:
         texts, grades = self._read(drawn, graded=share > 0)
         sampled = time.perf_counter()
         metrics = {"lambda": share} | self.rollouts.lag(drawn)
-        rewards_PG = None
+        rewards_PG = advantages_N = None
         if grades is not None:
             rewards_PG = rewards_of(grades, len(drawn.problems))
+            advantages_N = group_advantages(rewards_PG, config.advantage).reshape(-1)
             metrics |= grade_metrics(grades, rewards_PG)
         if share < 1:
             self.teacher.prepare(drawn.scores)
-        metrics |= self._update(drawn.batch, rewards_PG, share)
+        metrics |= self._update(drawn.batch, rewards_PG, advantages_N, share)
         now = time.perf_counter()
         metrics |= drawn.batch.shape_metrics() | {
             "sampling_seconds": sampled - started,
             "training_seconds": now - sampled,
             "tokens_per_second": int(drawn.batch.lengths_N.sum()) / (now - started),
         }
-        rows = readable_rows(learner.job, step, drawn.batch, texts, drawn.problems, grades)
+        job, advantages = learner.job, None if advantages_N is None else advantages_N.tolist()
+        rows = readable_rows(job, step, drawn.batch, texts, drawn.problems, grades, advantages)
         learner.record(step, metrics, rows)
 
     def _read(self, drawn: Drawn, *, graded: bool) -> tuple[list[str], list[Grade] | None]:
@@ -100,16 +102,19 @@ class _Mixed:
         return [self.source.text(rollout) for rollout in drawn.batch.rollouts], None
 
     def _update(
-        self, batch: RolloutBatch, rewards_PG: torch.Tensor | None, share: float
+        self,
+        batch: RolloutBatch,
+        rewards_PG: torch.Tensor | None,
+        advantages_N: torch.Tensor | None,
+        share: float,
     ) -> dict[str, float]:
-        """All updates on a batch; rewards_PG: None where nothing was graded."""
+        """All updates on a batch; rewards and advantages are None where nothing was graded."""
         config, learner = self.config, self.learner
         weights_N, denominator = batch.token_weights(
             config.normalization, self.source.sampling.max_new_tokens
         )
         keep, policy = None, None
-        if rewards_PG is not None:
-            advantages_N = group_advantages(rewards_PG, config.advantage).reshape(-1)
+        if rewards_PG is not None and advantages_N is not None:
             policy = self.policy.of(batch, advantages_N, weights_N)
             all_teach = share < 1 or config.kl.coefficient > 0
             keep = [all_teach or not flat for flat in zero_variance(rewards_PG).tolist()]

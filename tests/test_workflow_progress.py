@@ -108,6 +108,27 @@ def test_the_live_table_shows_running_stages_and_the_whole() -> None:
         assert part in drawn
 
 
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_narrow_live_table_cuts_neither_step_nor_time_left(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, now = graph_of([0, 1]), [100.0]
+    monkeypatch.setattr("headwater.workflow.progress.time.monotonic", lambda: now[0])
+    out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    view = LiveView(graph, out)
+    view.started(grpo(graph))
+    view.progressed(grpo(graph), {"step": 100, "total": 5000})
+    now[0] += 60.0
+    numbers = {"pass_rate": 0.3, "response_tokens": 512, "tokens_per_second": 12345.0}
+    view.progressed(grpo(graph), {"step": 200, "total": 5000} | numbers)
+    out.print(view._render())
+    heading, row, whole = text(out).splitlines()
+    assert heading.split() == ["stage", "arms", "step", "numbers", "left"]
+    assert row.startswith("grpo labels  a, b") and "200/5000" in row and "pass rate" in row
+    assert row.rstrip().endswith("48:00") and len(row) <= width
+    assert "0 of 6 stages" in whole
+
+
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     graph = graph_of([0])
     view = make_view(graph, quiet=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,14 +76,13 @@ def show_comparison(console: Console, result: Comparison) -> None:
             Text(
                 f"{result.read_back} of {result.evaluations} evaluations were finished already and "
                 f"read back from {visible(str(result.out))}; give another --out to make them anew"
-            ),
-            soft_wrap=True,
+            )
         )
 
 
 def show_verified(console: Console, result: VerifiedCases) -> None:
     """A line a case, then the counts and, where rows say what is right, the agreement."""
-    table = _table("id", "verdict", "seconds", "how")
+    table = _table("id", "verdict", "seconds", "how", right=("seconds",))
     for row in result.rows:
         marked = _disagrees(row.get("expected"), row["verdict"])
         verdict = Text(row["verdict"], style=BAD if marked else "")
@@ -116,7 +116,8 @@ def show_contamination(console: Console, result: ContaminationCheck) -> None:
     from headwater.report.quantities import percent
 
     kinds = ("exact", "normalised", "near")
-    table = _table("evaluation set", "problems", *kinds, "of the set in training")
+    counted = ("problems", *kinds, "of the set in training")
+    table = _table("evaluation set", *counted, right=counted)
     table.title = Text(visible(f"{result.train}: {result.train_problems} training problems"))
     for name, problems in result.eval_problems.items():
         counts = result.counts(name)
@@ -125,7 +126,8 @@ def show_contamination(console: Console, result: ContaminationCheck) -> None:
         table.add_row(Text(visible(name)), *numbers, percent(equal / problems))
     console.print(table)
     if result.pairs:
-        pairs = _table("match", "share", "training problem", "evaluation problem", "its text")
+        columns = ("match", "share", "training problem", "evaluation problem", "its text")
+        pairs = _table(*columns, right=("share",))
         for pair in result.pairs[:_MOST_ROWS]:
             match = pair.match
             ids = (match.train_id, f"{match.eval_set}: {match.eval_id}")
@@ -146,11 +148,12 @@ def verified_in_words(result: VerifiedCases) -> str:
     """Counts of the verdicts, and how many are as expected."""
     counts = Counter(row["verdict"] for row in result.rows)
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    cases = f"{len(result.rows)} case{'s' if len(result.rows) != 1 else ''}"
     judged = [row for row in result.rows if "expected" in row]
     if not judged:
-        return f"{len(result.rows)} cases: {words}"
+        return f"{cases}: {words}"
     wrong = sum(_disagrees(row["expected"], row["verdict"]) for row in judged)
-    return f"{len(result.rows)} cases: {words}; {len(judged) - wrong} of {len(judged)} as expected"
+    return f"{cases}: {words}; {len(judged) - wrong} of {len(judged)} as expected"
 
 
 def show_diagnosis(console: Console, result: Diagnosis) -> None:
@@ -184,8 +187,11 @@ def _disagrees(expected: bool | None, verdict: str) -> bool:
     return expected is not None and (verdict == Verdict.CORRECT) != expected
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(*columns: str, right: Collection[str] = ()) -> Table:
+    """right: the columns of numbers."""
+    table = Table(
+        title_justify="left", title_style=HEADING, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", justify="right" if column in right else "left")
     return table

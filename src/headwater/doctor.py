@@ -20,6 +20,19 @@ from headwater.types import Verdict
 
 _FREE_DISK_BYTES = 5 * 2**30
 _MEMORY_BYTES = 4 * 2**30
+#: Extra -> what it is for.
+EXTRAS = {
+    "hub": "data sets from the hub (hf:ID)",
+    "peft": "LoRA and QLoRA",
+    "track": "wandb, TensorBoard, trackio and MLflow",
+    "gguf": "models from gguf: files",
+    "vllm": "rollouts and teacher scores from vLLM servers, best in an environment of its own",
+    "ray": "stages on a Ray cluster (--ray)",
+    "reasoning-gym": "tasks and scoring of reasoning-gym",
+    "smollm2": "the model smollm2-135m",
+    "docs": "building the documentation",
+    "dev": "tests and checks of headwater itself",
+}
 
 
 class Health(StrEnum):
@@ -112,13 +125,14 @@ def _extras() -> Iterator[Check]:
         return
     for extra, names in wanted.items():
         missing = [name for name in names if _version(name) is None]
+        purpose = EXTRAS[extra]
         if not missing:
-            yield Check(f"extra: {extra}", Health.OK, ", ".join(names))
+            yield Check(f"extra: {extra}", Health.OK, f"{purpose}: {', '.join(names)}")
         else:
             yield Check(
                 f"extra: {extra}",
                 Health.NOTE,
-                f"not installed ({', '.join(missing)})",
+                f"{purpose}: not installed ({', '.join(missing)})",
                 _extra_cure(extra),
             )
 

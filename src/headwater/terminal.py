@@ -22,17 +22,23 @@ STUDENT = "color(31)"  # blue
 HEADING = "bold"
 NAME = "bold color(31)"
 
-_LINE = 200  # columns of a line where there is no terminal to say so
+_LINE = 200  # columns of a table where there is no terminal to say so
 
 
 def stdout_console() -> Console:
-    """For results. Where stdout is no terminal, lines are as long as they need to be."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _LINE)
+    """For results. Sentences are broken in a terminal only, so that a file of them can be read."""
+    return _console(stderr=False)
 
 
 def stderr_console() -> Console:
-    """For progress and remarks; its lines are never broken where stderr is no terminal."""
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _LINE)
+    """For progress and remarks."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    shown = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if shown else _LINE
+    return Console(stderr=stderr, highlight=False, width=width, soft_wrap=not shown)
 
 
 def redraws(console: Console) -> bool:

@@ -31,8 +31,7 @@ def print_batch(console: Console, batch: BatchDone) -> None:
             f"{batch.done} of {batch.problems} problems, "
             f"{percent(batch.pass_rate)} of the last batch right, "
             f"{batch.tokens_per_second:.0f} tokens/s{left}"
-        ),
-        soft_wrap=True,
+        )
     )
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headwater.report.quantities import count, duration, hours, spent
-from headwater.terminal import CAUTION
+from headwater.terminal import CAUTION, HEADING
 from headwater.visible import one_line, visible
 
 if TYPE_CHECKING:
@@ -263,7 +263,9 @@ def _amounts(spending: Spending, names: Iterable[str]) -> list[str]:
 
 def _table(*columns: str, right: int = 0) -> Table:
     """right: how many of the last columns hold numbers, which stand to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title_justify="left", title_style=HEADING, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for index, column in enumerate(columns):
         numbers = index >= len(columns) - right
         side: JustifyMethod = "right" if numbers else "left"

@@ -57,7 +57,7 @@ def print_summary(results: Results, console: Console) -> None:
     if hypotheses:
         console.print(hypothesis_table(results, hypotheses, width=console.width))
         for line in _on_other_sets(results, hypotheses[0].eval_set):
-            console.print(Padding(Text(visible(line), style=QUIET), (0, 0, 1, 0)))
+            console.print(Padding(Text(visible(line), style=QUIET), (0, 0, 1, 0), expand=False))
     flat = True
     for eval_set in results.eval_sets():
         rows = tuple(row for row in results.rows if row.eval_set == eval_set)
@@ -67,13 +67,15 @@ def print_summary(results: Results, console: Console) -> None:
             flat = False
             console.print(family_table(results, rows))
     if flat and any(row.spent for row in results.rows):
-        console.print(Padding(Text(_what_is_charged(results), style=QUIET), (0, 0, 1, 0)))
+        console.print(
+            Padding(Text(_what_is_charged(results), style=QUIET), (0, 0, 1, 0), expand=False)
+        )
     others = unclaimed(results, matched=True) if hypotheses else results.differences
     if others:
         console.print(difference_table(results, others))
     shared = sharing_words(results)
     if shared:
-        console.print(Padding(Text(shared, style=QUIET), (0, 0, 1, 0)))
+        console.print(Padding(Text(shared, style=QUIET), (0, 0, 1, 0), expand=False))
     for stage, words in alarms(results)[:_ALARMS_AT_MOST]:
         console.print(Text(visible(f"alarm: {stage}: {words}"), style=CAUTION))
     for warning in results.warnings[:_WARNINGS_AT_MOST]:
@@ -83,7 +85,9 @@ def print_summary(results: Results, console: Console) -> None:
         console.print(Text(f"warning: {more} more in the report", style=CAUTION))
     for sentence in closing_words(results):
         text = Text(visible(sentence.text), style=_SENTENCE_STYLES[sentence.kind])
-        console.print(Padding(text, (0, 0, 1 if sentence.kind == "headline" else 0, 0)))
+        console.print(
+            Padding(text, (0, 0, 1 if sentence.kind == "headline" else 0, 0), expand=False)
+        )
 
 
 def result_table(results: Results, eval_set: str, *, width: int = _WIDE) -> Table:

@@ -24,6 +24,7 @@ from headwater.workflow.graph import Graph
 _LINE_SECONDS = 15.0
 _BAR_WIDTH = 14
 _MOST_ARMS_SHOWN = 3
+_MAY_BE_CUT = ("arms", "numbers")  # columns of the live table
 #: What is shown of a stage's numbers, in this order: name, heading, and how it reads.
 _NUMBERS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("pass_rate", "pass rate", lambda share: f"{share:.0%}"),
@@ -215,8 +216,9 @@ class LiveView(ProgressView):
     def _render(self) -> RenderableType:
         now = time.monotonic()
         table = Table(box=None, pad_edge=False, expand=False)
-        for heading in ("stage", "arms", "", "step", "", "left"):
-            table.add_column(heading, header_style=QUIET, overflow="ellipsis", no_wrap=True)
+        for heading in ("stage", "arms", "", "step", "numbers", "left"):
+            # What is long gives way, so that step and time left are never cut.
+            table.add_column(heading, header_style=QUIET, no_wrap=heading not in _MAY_BE_CUT)
         # The executor changes the mapping while this thread draws: work on a copy.
         for fingerprint, stage in list(self.running.items()):
             node = self.graph.nodes[fingerprint]
@@ -224,10 +226,10 @@ class LiveView(ProgressView):
             known = stage.total is not None
             table.add_row(
                 Text(f"{node.kind} {node.pool or node.eval_set or node.model_name}", style=HEADING),
-                Text(self.arms(fingerprint)),
+                _cut(self.arms(fingerprint)),
                 _bar(stage.total, stage.step),
                 f"{stage.step}/{stage.total}" if known else "starting",
-                ", ".join(_numbers(stage.values)),
+                _cut(", ".join(_numbers(stage.values))),
                 "" if left is None else clock(left),
             )
         overall = Table.grid(padding=(0, 1))
@@ -244,6 +246,11 @@ def make_view(graph: Graph, *, quiet: bool = False) -> ProgressView:
         return ProgressView(graph)
     console = stderr_console()
     return LiveView(graph, console) if redraws(console) else LineView(graph, console)
+
+
+def _cut(text: str) -> Text:
+    """One line, with an ellipsis where it is too long."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _bar(total: float | None, completed: float) -> ProgressBar:

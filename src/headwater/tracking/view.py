@@ -38,7 +38,8 @@ _CLOSE_SECONDS = 60.0
 _MOST_ARMS_NAMED = 2
 _SLOW = (
     f"warning: trackers took longer than {_CLOSE_SECONDS:g} s to send the rest, expected them to "
-    "be done by then; the same command again sends what is missing"
+    "be done by then; the same command again sends what is missing, and `wandb sync "
+    "RUN/trackers/wandb/run-*` what wandb has and did not send"
 )
 
 
@@ -111,6 +112,7 @@ class _TrackedView(ProgressView):
         self._view, self._recipe, self._run_dir = view, recipe, run_dir
         self._trackers = Trackers(recipe.report_to, open_folder(run_dir), view.say)
         self._followers: dict[str, _Follower] = {}
+        self._slow = False  # some tracker was not waited for any longer
         self._leaving = ExitStack()
 
     def found(self, published: int) -> None:
@@ -169,6 +171,8 @@ class _TrackedView(ProgressView):
 
     def tell_results(self, outcome: RunOutcome) -> None:
         """avg@k and pass@k of each arm with standard errors; waits, but not for ever."""
+        if self._slow:
+            return
 
         def tell() -> None:
             for key, run, values in result_runs(outcome, self._recipe.name):
@@ -189,7 +193,8 @@ class _TrackedView(ProgressView):
             follower.end()
         for follower in self._followers.values():
             follower.join(max(0.0, deadline - time.monotonic()))
-        if any(follower.is_alive() for follower in self._followers.values()):
+        self._slow = any(follower.is_alive() for follower in self._followers.values())
+        if self._slow:
             self.say(_SLOW)
 
     def _is_tracked(self, fingerprint: str) -> bool:

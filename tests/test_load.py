@@ -369,7 +369,7 @@ def rollout(number: int) -> dict[str, Any]:
         "reward": 1.0 if number % 3 else 0.0,
         "response_tokens": 80,
         "finish_reason": "stop",
-        "advantage": 0.5 if number % 3 else -1.0,
+        "advantage": 0.5 if number % 3 else -0.5,
     }
 
 
@@ -383,6 +383,16 @@ def test_publishing_joins_parts_a_batch_at_a_time(tmp_path: Path) -> None:
     peak = peak_bytes(lambda: _join_parts(parts, rows[12_000:], whole))
     assert pq.read_table(whole).to_pylist() == rows
     assert peak < 3 * 2**20  # all rows as Python's objects take 10 MiB
+
+
+def test_parts_from_before_a_column_was_kept_are_joined_as_well(tmp_path: Path) -> None:
+    rows = [rollout(number) for number in range(2)]
+    _write_rows(rows[:1], tmp_path / "part.parquet")
+    older = pq.read_table(tmp_path / "part.parquet").drop_columns("advantage")
+    pq.write_table(older, tmp_path / "part.parquet")
+    _join_parts([tmp_path / "part.parquet"], rows[1:], tmp_path / "whole.parquet")
+    found = pq.read_table(tmp_path / "whole.parquet").column("advantage").to_pylist()
+    assert found == [None, 0.5]
 
 
 def test_samples_hold_the_answers_of_one_artifact_at_a_time(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -444,6 +445,11 @@ def test_grpo_trains_on_what_a_reward_function_returns(tmp_path: Path, student: 
         drawn = [row for row in rows if row["step"] == step]
         rewards_seen = [row["reward"] for row in drawn]
         assert values["reward"] == pytest.approx(sum(rewards_seen) / len(drawn))
+        assert values["reward_std"] == pytest.approx(np.std(rewards_seen, ddof=1))
+        for group in _groups(drawn, 6):
+            earned = np.array([row["reward"] for row in group])
+            expected = (earned - earned.mean()) / (earned.std() or 1.0)
+            assert [row["advantage"] for row in group] == pytest.approx(expected.tolist(), abs=1e-5)
         has_signal = any(len({row["reward"] for row in group}) > 1 for group in _groups(drawn, 6))
         assert values["pass_rate"] == 0.0 and (values["grad_norm"] > 0) == has_signal
 

@@ -23,6 +23,7 @@ from headwater.errors import InputError
 from headwater.tracking import backends
 from headwater.tracking.completions import read_completions
 from headwater.tracking.names import PEER_NAMES, NamedRows
+from headwater.tracking.stage_files import stage_file
 from headwater.tracking.view import tracked, tracked_run
 from headwater.workflow.outcome import RunOutcome
 from headwater.workflow.prepare import prepare_study
@@ -301,6 +302,20 @@ def test_a_stage_that_many_arms_share_names_some() -> None:
     assert run.name == f"cold+raw_bridge+2/pretrain-student/seed0/{shared[:8]}"
     assert set(run.tags) == {"cold", "raw_bridge", "bridge", "half", "pretrain", "student", "seed0"}
     assert run.config["steps"] == 3
+
+
+def test_a_stage_in_hand_is_found_where_its_latest_attempt_writes(tmp_path: Path) -> None:
+    for place, when in (("checkpoints/f.1", 1), ("checkpoints/f.2", 2), ("staging/f", 0)):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "metrics.jsonl").write_text("")
+        os.utime(tmp_path / place / "metrics.jsonl", (when, when))
+    found = stage_file(tmp_path, "f", "metrics.jsonl")
+    assert found == tmp_path / "checkpoints" / "f.2" / "metrics.jsonl"
+    (tmp_path / "artifacts" / "f").mkdir(parents=True)
+    published = tmp_path / "artifacts" / "f" / "metrics.jsonl"
+    published.write_text("")
+    assert stage_file(tmp_path, "f", "metrics.jsonl") == published
+    assert stage_file(tmp_path, "g", "metrics.jsonl") is None
 
 
 # --- completions ---------------------------------------------------------------------------------

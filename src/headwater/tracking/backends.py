@@ -219,6 +219,7 @@ def prepare(names: Sequence[Tracker], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # what it needs without a database
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # else minutes, to no avail
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     with _not_a_rank():
         importlib.import_module("accelerate.tracking")

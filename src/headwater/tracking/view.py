@@ -6,7 +6,7 @@ is followed in a thread of its own, so that a tracker that is slow keeps nobody 
 
 from __future__ import annotations
 
-import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO, cast
 
 from headwater.config.recipe import Recipe
 from headwater.errors import InputError
@@ -33,12 +33,14 @@ from headwater.workflow.outcome import RunOutcome
 from headwater.workflow.progress import ProgressView
 
 TRACKERS_FOLDER = "trackers"
+_THREAD = "trackers"
 _SYNC_SECONDS = 1.0
 _CLOSE_SECONDS = 60.0
 _MOST_ARMS_NAMED = 2
 _SLOW = (
     f"warning: trackers took longer than {_CLOSE_SECONDS:g} s to send the rest, expected them to "
-    "be done by then; the same command again sends what is missing"
+    "be done by then; the same command again sends what is missing, and `wandb sync "
+    "RUN/trackers/wandb/run-*` what wandb has and did not send"
 )
 
 
@@ -95,11 +97,39 @@ def tell_results(view: ProgressView, outcome: RunOutcome) -> None:
         view.tell_results(outcome)
 
 
+class _WithoutGreetings:
+    """stdout without what trackers print there: it belongs to results."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name == _THREAD:
+            return len(text)
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def _silence() -> Iterator[None]:
-    """stdout belongs to results, not to the greetings of trackers."""
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    """While threads of trackers run."""
+    with redirect_stdout(cast(TextIO, _WithoutGreetings(sys.stdout))):
         yield
+
+
+@contextmanager
+def _warning_of(say: Callable[[str], None]) -> Iterator[None]:
+    """A file of the run that cannot be read or written ends no run."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        say(
+            f"warning: what trackers are told cannot be read or kept ({error}), expected "
+            "metrics.jsonl as a stage writes it, and RUN/trackers/sent as it was left; the run "
+            "goes on without"
+        )
 
 
 class _TrackedView(ProgressView):
@@ -111,6 +141,7 @@ class _TrackedView(ProgressView):
         self._view, self._recipe, self._run_dir = view, recipe, run_dir
         self._trackers = Trackers(recipe.report_to, open_folder(run_dir), view.say)
         self._followers: dict[str, _Follower] = {}
+        self._slow = False  # some tracker was not waited for any longer
         self._leaving = ExitStack()
 
     def found(self, published: int) -> None:
@@ -169,14 +200,19 @@ class _TrackedView(ProgressView):
 
     def tell_results(self, outcome: RunOutcome) -> None:
         """avg@k and pass@k of each arm with standard errors; waits, but not for ever."""
+        if self._slow:
+            return
 
         def tell() -> None:
             for key, run, values in result_runs(outcome, self._recipe.name):
-                with closing(TrackedLog(self._trackers, run, key)) as log:
+                with (
+                    _warning_of(self.say),
+                    closing(TrackedLog(self._trackers, run, key)) as log,
+                ):
                     log.summary(values)
 
         with _silence():
-            thread = threading.Thread(target=tell, daemon=True, name="trackers")
+            thread = threading.Thread(target=tell, daemon=True, name=_THREAD)
             thread.start()
             thread.join(_CLOSE_SECONDS)
         if thread.is_alive():
@@ -189,7 +225,8 @@ class _TrackedView(ProgressView):
             follower.end()
         for follower in self._followers.values():
             follower.join(max(0.0, deadline - time.monotonic()))
-        if any(follower.is_alive() for follower in self._followers.values()):
+        self._slow = any(follower.is_alive() for follower in self._followers.values())
+        if self._slow:
             self.say(_SLOW)
 
     def _is_tracked(self, fingerprint: str) -> bool:
@@ -212,7 +249,7 @@ class _Follower(threading.Thread):
     """Follows stages, one after another: each until `end` is called, then for a last time."""
 
     def __init__(self, stages: list[Callable[[], FollowedStage]], say: Callable[[str], None]):
-        super().__init__(daemon=True, name="trackers")
+        super().__init__(daemon=True, name=_THREAD)
         self._stages, self._say = stages, say
         self._ended = threading.Event()
 
@@ -223,13 +260,6 @@ class _Follower(threading.Thread):
     def run(self) -> None:
         """Look once a second."""
         for follow in self._stages:
-            try:
-                with closing(follow()) as stage:
-                    while not self._ended.wait(_SYNC_SECONDS):
-                        stage.sync()
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                self._say(
-                    f"warning: what trackers are told cannot be read or kept ({error}), expected "
-                    "metrics.jsonl as a stage writes it, and RUN/trackers/sent as it was left; "
-                    "the run goes on without"
-                )
+            with _warning_of(self._say), closing(follow()) as stage:
+                while not self._ended.wait(_SYNC_SECONDS):
+                    stage.sync()

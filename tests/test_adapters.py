@@ -324,8 +324,9 @@ def grpo(student: Path, tmp_path: Path) -> Make:
             tmp_path / name,
             seed=6,
             model_dir=model_dir,
-            base_dir=student if config.lora else None,
-            options={"base_name": "artifacts/base/model"} if config.lora else {},
+            # where a run says neither, adapters are relative to the model that they begin with
+            base_dir=student if model_dir != student else None,
+            options={"base_name": "artifacts/base/model"} if model_dir != student else {},
         )
         return Run(job, labels=True)
 
@@ -334,6 +335,11 @@ def grpo(student: Path, tmp_path: Path) -> Make:
 
 def _adapter(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.job.output_dir / "adapter" / "adapter_model.safetensors")
+
+
+def _base_name(run: Run) -> str:
+    config = (run.job.output_dir / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    return str(json.loads(config)["base_model_name_or_path"])
 
 
 def _shift(run: Run, student: Path) -> torch.Tensor:
@@ -345,6 +351,7 @@ def _shift(run: Run, student: Path) -> torch.Tensor:
 def test_a_stage_leaves_the_merged_model_and_the_adapter(grpo: Make, student: Path) -> None:
     run = grpo("one").start()
     tensors = _adapter(run)
+    assert _base_name(run) == str(student)
     key = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
     product = 2 * tensors[key.format("B")] @ tensors[key.format("A")]
     assert float(product.abs().max()) > 1e-3
@@ -362,6 +369,7 @@ def test_the_next_stage_goes_on_with_the_same_adapter(grpo: Make, student: Path)
     second = grpo("second", first.model_dir).start()
     tensors = _adapter(second)
     assert tensors.keys() == _adapter(first).keys()
+    assert _base_name(second) == "artifacts/base/model"
     key = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
     assert torch.linalg.matrix_rank(_shift(second, student), tol=1e-5) == 2  # one adapter, not two
     torch.testing.assert_close(

@@ -32,7 +32,7 @@ class LoRA(Settings):
     """
 
     rank: PositiveInt = 16
-    alpha: PositiveInt
+    alpha: PositiveInt = 32
     target_modules: Annotated[
         Literal["all-linear"] | tuple[Projection, ...],
         BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),

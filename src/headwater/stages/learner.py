@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from headwater.config.stages import TrainingStage
-from headwater.engine.adapters import ADAPTER
 from headwater.engine.checkpoint import (
     Checkpoint,
     FoundCheckpoint,
@@ -30,7 +29,6 @@ from headwater.engine.packing import PackedGroup, dealt
 from headwater.engine.token_budget import TokenBudget
 from headwater.engine.update import StepResult, Updater
 from headwater.errors import BudgetExhausted, StageError
-from headwater.models.saving import save_model
 from headwater.stages.alerts import Alert, write_alerts
 from headwater.stages.guards import Watcher
 from headwater.stages.job import METRICS, MetricsLog, StageContext, StageJob, metrics_hash
@@ -372,9 +370,7 @@ class Learner(Trainee):
     def _write(self, model: PreTrainedModel | None) -> None:
         assert model is not None and self._metrics is not None
         out = self.job.output_dir
-        save_model(model, self.tokenizer, out / "model")
-        if self.adapters is not None:
-            self.adapters.save(out / ADAPTER, self.job.options["base_name"])
+        self.write_model(model, self.job)
         self._metrics.close()
         shutil.copyfile(self._metrics.path, out / METRICS)
         write_alerts(sorted(self.alerts, key=lambda one: (one.step, one.guard)), out)

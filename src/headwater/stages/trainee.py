@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,7 @@ from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.engine.ranks import Ranks
 from headwater.engine.sharding import Sharding, recompute_layers, shard
 from headwater.models.loading import load_tokenizer
+from headwater.models.saving import save_model
 from headwater.models.size import hidden_size
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.scoring import FrozenModel
@@ -22,6 +24,9 @@ from headwater.seeding import derive_key
 from headwater.stages.job import StageJob
 from headwater.types import LossSums
 from headwater.world import World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Trainee:
@@ -48,8 +53,7 @@ class Trainee:
         # with adapters moves in the format that computes
         alone = self._sharding is None and not lora
         place = self.device if alone else torch.device("cpu")
-        start_dir = job.base_dir if lora else job.model_dir
-        assert start_dir is not None
+        start_dir = (job.base_dir if lora else None) or job.model_dir
         self.model = load_engine_model(start_dir, torch.float32, place)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         start = self._adapter_start(job, lora, start_dir) if lora else None
@@ -71,6 +75,13 @@ class Trainee:
         continued = None if base_dir == job.model_dir else job.model_dir.with_name(ADAPTER)
         seed = derive_key(job.seed, job.stream, "lora")
         return prepare_adapters(self.model, lora, base_dir, seed, continued)
+
+    def write_model(self, trained: PreTrainedModel, job: StageJob) -> None:
+        """Write the trained model, and the adapters it was trained through, as a stage's output."""
+        save_model(trained, self.tokenizer, job.output_dir / "model")
+        if self.adapters is not None:
+            base_name = job.options.get("base_name", str(job.model_dir))
+            self.adapters.save(job.output_dir / ADAPTER, base_name)
 
     def frozen(self, folder: Path) -> FrozenModel:
         """A teacher or reference beside the model, on the same ranks.

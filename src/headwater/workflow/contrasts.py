@@ -16,6 +16,7 @@ from headwater.config.recipe import Recipe
 from headwater.config.stages import READS_LABELS
 from headwater.errors import InputError
 from headwater.workflow.graph import ArmPlan, StageNode
+from headwater.workflow.reader_rollouts import hashed_settings
 from headwater.workflow.routes import Route, route_of
 from headwater.workflow.stage_work import work_of
 from headwater.workflow.study import Study
@@ -31,9 +32,13 @@ ASPECTS: Mapping[str, str] = {
     "updates": "how many updates a kind of stage makes in all",
 }
 _COUNTS = frozenset({"steps", "epochs", "updates_per_batch"})
-_HOW_NOT_WHAT = frozenset({"kind", "checkpoint_seconds", "micro_batch_tokens", "prompts_per_batch"})
+#: Settings that follow from the transfer.
+_FOLLOWS = {("teacher_rollouts", "targets"), ("outside_rollouts", "targets")}
 #: What a setting of the cached rollouts is called where it is set.
-_SHOWN_AS = {"teacher_rollouts.rollouts_per_prompt": "teacher_rollouts_per_prompt"}
+_SHOWN_AS = {
+    f"{kind}_rollouts.rollouts_per_prompt": "teacher_rollouts_per_prompt"
+    for kind in ("teacher", "outside")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +164,16 @@ def _settings(
 
     Counts of updates are compared as totals; targets of cached rollouts follow from the transfer.
     """
-    for key in better[0].config:
-        if key in _HOW_NOT_WHAT | _COUNTS or (kind, key) == ("teacher_rollouts", "targets"):
+    configs = [[hashed_settings(node.config) for node in nodes] for nodes in (better, than)]
+    for key in configs[0][0]:
+        if key == "kind" or key in _COUNTS or (kind, key) in _FOLLOWS:
             continue
-        values = [_distinct(node.config[key] for node in nodes) for nodes in (better, than)]
+        values = [_distinct(config[key] for config in one) for one in configs]
         if values[0] != values[1]:
             name = f"{kind}.{key}"
             one, other = (found[0] if len(found) == 1 else found for found in values)
-            yield Difference(_SHOWN_AS.get(name, name), one, other, (name,))
+            allowed = (name, "teacher") if key == "teacher" else (name,)
+            yield Difference(_SHOWN_AS.get(name, name), one, other, allowed)
 
 
 def _distinct(values: Iterator[Any]) -> list[Any]:

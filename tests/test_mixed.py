@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from headwater import api
 from headwater.config.distillation import MixedKL, SampledToken
 from headwater.config.loading import load_recipe, validate_recipe, write_resolved
 from headwater.config.reward_weight import LambdaSchedule
 from headwater.config.stages import GRPOStage, KLPenalty, MixedStage, OPDStage, Sampling
 from headwater.errors import InputError
+from headwater.report.curves import learning_curves
 from headwater.workflow.graph import StageNode
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.stage_work import work_of
@@ -253,3 +255,27 @@ def test_a_mixed_stage_reads_labels_and_a_teacher() -> None:
     assert work_of(study, nodes["ramp"]).verifier_calls == 4 * 4 * 8  # the first step grades none
     (plan,) = [one for one in study.graph.arms if one.arm == "mixed"]
     assert list(plan.probes) == ["start", "mixed"]
+
+
+@pytest.mark.slow
+def test_a_study_of_lambda_from_recipe_to_curves(tmp_path: Path) -> None:
+    small = {"steps": 2, "prompts_per_step": 3, "group_size": 2}
+    data = recipe(
+        arms={"ramp": {"teacher": [], "student": [{"mixed": {"lambda": {"start": 0, "end": 1}}}]}},
+        stages={"pretrain": {"steps": 3, "batch_size": 4}, "mixed": small},
+        models={
+            "teacher": {"source": "tiny:teacher", "prepare": ["pretrain"]},
+            "student": {"source": "tiny:student", "prepare": ["pretrain"]},
+        },
+        evaluation={"attempts": 1, "problems": 4},
+        diagnostics={"prompts": 4},
+    )
+    report = api.run(validate_recipe(data), tmp_path / "run", quiet=True)
+    (row,) = (row for row in report.results.rows if row.arm == "ramp")
+    assert (row.spent["labels"], row.spent["verifier_calls"]) == (3, 6)  # of the second step
+    (curves,) = (
+        one for one in learning_curves(report.results, tmp_path / "run") if one.kind == "mixed"
+    )
+    drawn = {panel.quantity.key: panel for panel in (*curves.leading, *curves.further)}
+    assert drawn["kl"].quantity.name == "reverse KL"
+    assert drawn["lambda"].lines[0].runs == (((0, 1), (0.0, 1.0)),)

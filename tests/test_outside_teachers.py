@@ -392,6 +392,23 @@ def test_what_names_the_rollouts_of_a_file_is_its_content(tmp_path: Path) -> Non
     assert found[0] == found[2] != found[1]
 
 
+def test_who_teaches_from_outside_is_a_difference_of_teachers() -> None:
+    arms = {
+        name: {"student": [{"sample_sft": {"rollouts": SERVED | changes}}]}
+        for name, changes in (
+            ("big", {}),
+            ("slow", {"requests_in_flight": 1}),
+            ("other", {"base_url": "http://localhost:2/v1"}),
+        )
+    }
+    alike = {"better": "big", "than": "slow", "differs_in": []}
+    prepare_study(validate_recipe(recipe(arms=arms, contrasts=[alike])))
+    apart = {"better": "big", "than": "other", "differs_in": ["teacher"]}
+    prepare_study(validate_recipe(recipe(arms=arms, contrasts=[apart])))
+    with pytest.raises(InputError, match=r"outside_rollouts\.teacher is"):
+        prepare_study(validate_recipe(recipe(arms=arms, contrasts=[apart | {"differs_in": []}])))
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [

@@ -138,7 +138,7 @@ class OpenAIDialogue:
         """The student's id of a token. Raises StageError for one that it does not have."""
         spelt = token.removeprefix(_AS_ID)
         if spelt != token and spelt.isascii() and spelt.isdigit():
-            if int(spelt) < usable_vocabulary(self.tokenizer):
+            if int(spelt) < self._vocabulary:
                 return int(spelt)
         elif token in self._by_text:
             return self._by_text[token]
@@ -148,6 +148,10 @@ class OpenAIDialogue:
             "server that gives token ids (rollouts.api: completions of vLLM), or use sample_sft "
             "with rollouts.api: chat"
         )
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return usable_vocabulary(self.tokenizer)
 
     @cached_property
     def _by_text(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from headwater.config.stages import READS_LABELS
 from headwater.errors import InputError
 from headwater.near_names import near
 from headwater.workflow.graph import ArmPlan, StageNode
+from headwater.workflow.reader_rollouts import hashed_settings
 from headwater.workflow.routes import Route, route_of
 from headwater.workflow.stage_work import work_of
 from headwater.workflow.study import Study
@@ -32,9 +33,13 @@ ASPECTS: Mapping[str, str] = {
     "updates": "how many updates a kind of stage makes in all",
 }
 _COUNTS = frozenset({"steps", "epochs", "updates_per_batch"})
-_HOW_NOT_WHAT = frozenset({"kind", "checkpoint_seconds", "micro_batch_tokens", "prompts_per_batch"})
+#: Settings that follow from the transfer.
+_FOLLOWS = {("teacher_rollouts", "targets"), ("outside_rollouts", "targets")}
 #: What a setting of the cached rollouts is called where it is set.
-_SHOWN_AS = {"teacher_rollouts.rollouts_per_prompt": "teacher_rollouts_per_prompt"}
+_SHOWN_AS = {
+    f"{kind}_rollouts.rollouts_per_prompt": "teacher_rollouts_per_prompt"
+    for kind in ("teacher", "outside")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +167,23 @@ def _settings(
     Counts of updates are compared as totals; targets of cached rollouts follow from the transfer;
     adapters are a model's, and compared where both arms train the same one.
     """
-    for key in dict.fromkeys(key for node in (*better, *than) for key in node.config):
-        if key in _HOW_NOT_WHAT | _COUNTS or (kind, key) == ("teacher_rollouts", "targets"):
+    both = {node.model_name for node in better} & {node.model_name for node in than}
+    sides = [
+        [(node.model_name, hashed_settings(node.config)) for node in nodes]
+        for nodes in (better, than)
+    ]
+    for key in dict.fromkeys(key for side in sides for _, config in side for key in config):
+        if key == "kind" or key in _COUNTS or (kind, key) in _FOLLOWS:
             continue
-        both = {node.model_name for node in better} & {node.model_name for node in than}
         values = [
-            _distinct(n.config.get(key) for n in nodes if key != "lora" or n.model_name in both)
-            for nodes in (better, than)
+            _distinct(config.get(key) for name, config in side if key != "lora" or name in both)
+            for side in sides
         ]
         if values[0] != values[1]:
             name = f"{kind}.{key}"
             one, other = (found[0] if len(found) == 1 else found for found in values)
-            yield Difference(_SHOWN_AS.get(name, name), one, other, (name,))
+            allowed = (name, "teacher") if key == "teacher" else (name,)
+            yield Difference(_SHOWN_AS.get(name, name), one, other, allowed)
 
 
 def _distinct(values: Iterator[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from headwater.api.evaluating import (
     verify,
 )
 from headwater.api.machine import doctor, recipes, schema
+from headwater.api.publishing import chat, export
 from headwater.api.records import Diagnosis, RecipeListing, RunReport, Samples, VerifiedCases
 from headwater.api.study import follow, load, plan, report, run, samples
 
@@ -20,10 +21,12 @@ __all__ = [
     "RunReport",
     "Samples",
     "VerifiedCases",
+    "chat",
     "contamination",
     "doctor",
     "evaluate",
     "evaluation_settings",
+    "export",
     "follow",
     "load",
     "named_sources",

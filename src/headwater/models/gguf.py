@@ -101,11 +101,11 @@ def write_gguf(
     must give the same ids. Raises InputError for what `require_writable` refuses, for a tokenizer
     or scaled positions that the format has no place for, and for one that reads back differently.
     """
-    from gguf import GGUFWriter, LlamaFileType
+    from gguf import GGUFValueType, LlamaFileType
 
     require_writable(model.config.model_type, dtype)
     vocabulary = gguf_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
-    writer = GGUFWriter(path, ARCHITECTURES[model.config.model_type])
+    writer = _writer(path, ARCHITECTURES[model.config.model_type])
     writer.add_name(name)
     writer.add_file_type(LlamaFileType[FORMATS[dtype][1]])
     _add_sizes(writer, model.config)
@@ -113,10 +113,7 @@ def write_gguf(
     writer.add_tokenizer_pre(vocabulary.split)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
-    if vocabulary.merges:
-        writer.add_token_merges(vocabulary.merges)
-    else:  # readers take merges from scores then, and find none
-        writer.add_token_scores([0.0] * len(vocabulary.tokens))
+    writer.add_key_value("tokenizer.ggml.merges", vocabulary.merges, GGUFValueType.ARRAY)
     _add_special_tokens(writer, model, tokenizer)
     writer.add_chat_template(tokenizer.chat_template)
     for tensor_name, values in _tensors(model):
@@ -149,6 +146,20 @@ def rope_factors(rope: Mapping[str, Any], width: int) -> np.ndarray | None:
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)  # 1 keeps a frequency, 0 stretches it
     found: np.ndarray = (1 / ((1 - kept) / factor + kept)).astype(np.float32)
     return found
+
+
+def _writer(path: Path, architecture: str) -> GGUFWriter:
+    """The library's writer, which also writes an empty list: readers want merges, be it none."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    class Writer(GGUFWriter):
+        def _pack_val(self, val: Any, vtype: Any, *args: Any, **kwargs: Any) -> bytes:
+            if vtype == GGUFValueType.ARRAY and len(val) == 0:
+                return struct.pack("<IIQ", vtype, GGUFValueType.STRING, 0)
+            packed: bytes = super()._pack_val(val, vtype, *args, **kwargs)
+            return packed
+
+    return Writer(path, architecture)
 
 
 def _add_sizes(writer: GGUFWriter, config: PretrainedConfig) -> None:
@@ -200,10 +211,10 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
             continue
         stem, _, suffix = full.rpartition(".")
         found = names.get_name(stem)
-        if found is None:
+        if found is None or (name == "llama" and suffix == "bias"):  # readers leave those out
             raise InputError(
-                f"weight {full} has no name in a GGUF of architecture {name}: expected the weights "
-                f"of transformers' {config.model_type} model alone; export --format hf"
+                f"weight {full} has no place in a GGUF of architecture {name}: expected the weights "
+                f"of a plain {config.model_type} model alone; export --format hf"
             )
         projection = stem.rpartition(".")[2]
         if name == "llama" and projection in heads:

@@ -68,7 +68,7 @@ class CardSubject:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """A line of the method: what was done to which model, with which settings."""
+    """A line of the method: what was done to which model ("base NAME", "teacher", "student")."""
 
     fingerprint: str
     model: str
@@ -95,7 +95,7 @@ def render_card(
         "title": arms[subject.arm],
         "source": source,
         "licence": licence,
-        "stages": [_stage(graph.nodes[one]) for one in graph.closure([subject.fingerprint])],
+        "stages": _stages(graph, subject),
         "rows": rows,
         "baselines": _baselines(graph, subject, results),
         "differences": [
@@ -229,7 +229,18 @@ def _baselines(graph: Graph, subject: CardSubject, results: Results | None) -> d
     }
 
 
-def _stage(node: StageNode) -> _Stage:
+def _stages(graph: Graph, subject: CardSubject) -> list[_Stage]:
+    """Every stage the model comes from, parents first; those on its own line have its role."""
+    own = set()
+    ancestor: str | None = subject.fingerprint
+    while ancestor is not None:
+        own.add(ancestor)
+        ancestor = graph.nodes[ancestor].model
+    nodes = [graph.nodes[one] for one in graph.closure([subject.fingerprint])]
+    return [_stage(node, subject.role if node.fingerprint in own else "teacher") for node in nodes]
+
+
+def _stage(node: StageNode, role: Role) -> _Stage:
     settings = {
         name: value
         for name, value in node.config.items()
@@ -240,7 +251,7 @@ def _stage(node: StageNode) -> _Stage:
         words = "fetched" if node.model is None else "cut from its parent"
     return _Stage(
         node.fingerprint,
-        node.model_name,
+        f"base {node.model_name}" if node.role == "base" else role,
         words,
         node.pool,
         node.parents,

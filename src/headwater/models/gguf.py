@@ -213,8 +213,8 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         found = names.get_name(stem)
         if found is None or (name == "llama" and suffix == "bias"):  # readers leave those out
             raise InputError(
-                f"weight {full} has no place in a GGUF of architecture {name}: expected the weights "
-                f"of a plain {config.model_type} model alone; export --format hf"
+                f"weight {full} has no place in a GGUF of architecture {name}: expected "
+                f"the weights of a plain {config.model_type} model alone; export --format hf"
             )
         projection = stem.rpartition(".")[2]
         if name == "llama" and projection in heads:

@@ -266,6 +266,7 @@ class FakeHub(BaseHTTPRequestHandler):
     """As much of the hub as an upload of small files asks for; `files` holds what came."""
 
     files: ClassVar[dict[str, bytes]] = {}
+    checked = ""
     refuse = False
 
     def do_POST(self) -> None:
@@ -275,16 +276,22 @@ class FakeHub(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             assert self.headers["Authorization"] == "Bearer hf_test"
             self._answer(200, {"url": f"http://{self.headers['Host']}/me/small"})
+        elif self.path == "/api/validate-yaml":
+            FakeHub.checked = json.loads(body)["content"]
+            self._answer(200, {"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             asked = json.loads(body)["files"]
-            answers = [{"path": f["path"], "uploadMode": "regular"} for f in asked]
+            answers = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked
+            ]
             self._answer(200, {"files": answers})
         else:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     value = line["value"]
                     FakeHub.files[value["path"]] = base64.b64decode(value["content"])
-            self._answer(200, {"commitUrl": "http://hub/c", "commitOid": "0", "hookOutput": ""})
+            commit = f"http://{self.headers['Host']}/me/small/commit/{'0' * 40}"
+            self._answer(200, {"commitUrl": commit, "commitOid": "0" * 40, "hookOutput": ""})
 
     def do_GET(self) -> None:
         self._answer(200, {"id": "me/small", "sha": "0", "siblings": []})
@@ -343,6 +350,7 @@ def test_push_uploads_the_folders_files(endpoint: str, small: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "small" in done.stdout
     assert FakeHub.files == {"README.md": b"# small\n", "config.json": b"{}"}
+    assert FakeHub.checked == "# small\n"
 
 
 def test_push_that_is_refused_keeps_the_folder_and_says_how_to_go_on(

@@ -39,11 +39,12 @@ task:
   verifier: exact
   prompt: bare
 models:
-  teacher: {source: "tiny:student", prepare: [{pretrain: {steps: 3}}]}
+  teacher: {source: "tiny:student", prepare: [{pretrain: {steps: 1}}]}
   student: {source: "prune:teacher", layers: [0]}
 pools: {labels: 8, prompts: 4}
 sampling: {max_new_tokens: 6}
-evaluation: {attempts: 2, problems: 4}
+evaluation: {attempts: 2, problems: 3}
+diagnostics: {prompts: 1}
 stages:
   pretrain: {batch_size: 4}
   opd: {steps: 1, prompts_per_step: 2, group_size: 1, lr: 1e-2}

@@ -14,6 +14,7 @@ from headwater.models.tiny import tiny_tokenizer
 from headwater.tasks.prompts import (
     FORMS,
     check_prompt_matches_verifier,
+    encode_conversation,
     encode_prompt,
     encode_prompts,
     encode_response,
@@ -176,3 +177,23 @@ def test_of_many_prompts_the_one_without_a_token_is_named() -> None:
     problems = [Problem("good", "1+1=?", "t"), Problem("bad", "what is π", "t")]
     with pytest.raises(InputError, match="problem 'bad': the tokenizer has no token"):
         encode_prompts(tiny_tokenizer(), problems, "bare")
+
+
+def test_a_conversation_is_encoded_as_its_template_writes_it() -> None:
+    tokenizer = tiny_tokenizer()
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "1+1=?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2=?"},
+    ]
+    text = (
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n1+1=?<|im_end|>\n"
+        "<|im_start|>assistant\n2<|im_end|>\n<|im_start|>user\n2+2=?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(encode_conversation(tokenizer, messages)) == text
+    one = Problem("p", "2+2=?", "test")
+    assert encode_conversation(tokenizer, messages[-1:]) == encode_prompt(tokenizer, one, "bare")
+    with pytest.raises(InputError, match=r"the conversation: the tokenizer has no token"):
+        encode_conversation(tokenizer, [{"role": "user", "content": "HELLO"}])

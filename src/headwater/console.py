@@ -18,8 +18,10 @@ from headwater.types import Verdict
 from headwater.visible import visible
 
 if TYPE_CHECKING:
+    from headwater.chat import Answer
     from headwater.comparison.compare import BatchDone
     from headwater.comparison.record import Comparison
+    from headwater.publishing.export import Export
     from headwater.tasks.contamination_check import ContaminationCheck
     from headwater.workflow.estimate import Plan
 
@@ -142,6 +144,33 @@ def show_contamination(console: Console, result: ContaminationCheck) -> None:
         f"{result.ngram_words}-grams are in the training problem; often a template with other "
         "numbers. A run removes exact and normalised matches from training, and lists near ones"
     )
+
+
+def show_export(console: Console, result: Export) -> None:
+    """What was written, how large, from which stage, and what to do with it."""
+    from headwater.report.quantities import byte_count
+
+    whose = f"arm {result.arm}, seed {result.seed}, {result.role}" if result.arm else result.source
+    lines = [
+        f"{result.folder}: {whose}; {result.format}, {result.dtype}, {byte_count(result.bytes)}",
+        *(f"  {name}" for name in result.files),
+    ]
+    if result.card is None:
+        lines.append("no model card: it came from no run and had none; write README.md yourself")
+    if result.address is not None:
+        lines.append(f"uploaded: {result.address}")
+    if result.format == "hf":
+        lines.append(
+            f"serve it: vllm serve {result.folder}; talk to it: headwater chat {result.folder}"
+        )
+    console.print(Text(visible("\n".join(lines))))
+
+
+def show_answer(console: Console, answer: Answer) -> None:
+    """What the model said, and a mark where the limit cut it off."""
+    console.print(Text(visible(answer.text)))
+    if answer.finish_reason == "length":
+        console.print(Text(f"[cut off after {answer.tokens} tokens]", style="dim"))
 
 
 def verified_in_words(result: VerifiedCases) -> str:

@@ -11,6 +11,7 @@ from headwater.api.evaluating import (
     verify,
 )
 from headwater.api.machine import doctor, recipes, schema
+from headwater.api.publishing import chat, export
 from headwater.api.records import (
     Completions,
     Diagnosis,
@@ -28,11 +29,13 @@ __all__ = [
     "RunReport",
     "Samples",
     "VerifiedCases",
+    "chat",
     "completions",
     "contamination",
     "doctor",
     "evaluate",
     "evaluation_settings",
+    "export",
     "follow",
     "load",
     "named_sources",

@@ -26,7 +26,7 @@ def check_context(
     response together need more positions than the model was made for (beyond them it
     extrapolates, without a sign).
     """
-    positions = _positions(model_dir)
+    positions = position_limit(model_dir)
     tokenizer = load_tokenizer(model_dir)
     encoded: dict[str, int] = {}
     for reading in readings:
@@ -42,7 +42,7 @@ def check_context(
                 raise InputError(_too_long(name, reading, problem, prompt, response, positions))
 
 
-def _positions(model_dir: Path) -> int | None:
+def position_limit(model_dir: Path) -> int | None:
     """Most tokens a sequence may have; None for a model that sets no limit."""
     config = decoder_config(read_config(model_dir))
     found = config.get("max_position_embeddings", config.get("n_positions"))

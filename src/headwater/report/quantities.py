@@ -121,6 +121,21 @@ def spent(counter: str, amount: float) -> str:
     return count(amount)
 
 
+def byte_count(amount: float) -> str:
+    """Bytes in the largest unit that leaves at least one.
+
+    >>> byte_count(520), byte_count(414_880), byte_count(3.2e9)
+    ('520 bytes', '405.2 KiB', '3.0 GiB')
+    """
+    if amount < 1024:
+        return f"{amount:.0f} bytes"
+    for unit in ("KiB", "MiB"):
+        amount /= 1024
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1024:.1f} GiB"
+
+
 def tiny(value: float) -> str:
     """A value below a thousandth in short.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -40,6 +40,16 @@ class _TooLong(Exception):
 def render_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
     """The user's message as a chat, up to where the assistant's answer begins.
 
+    Raises InputError as `render_messages` does.
+    """
+    return render_messages(tokenizer, [{"role": "user", "content": message}])
+
+
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> str:
+    """Messages of {role, content} as a chat, up to where the assistant's next answer begins.
+
     Raises InputError for a template that fails, reaches for what the sandbox forbids, or takes
     longer than `LIMIT_SECONDS` (in a process's main thread, where its time can be limited).
     """
@@ -47,7 +57,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
         with _limited(LIMIT_SECONDS):
             return str(
                 tokenizer.apply_chat_template(
-                    [{"role": "user", "content": message}],
+                    [dict(message) for message in messages],
                     add_generation_prompt=True,
                     tokenize=False,
                     enable_thinking=False,

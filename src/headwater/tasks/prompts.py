@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headwater.errors import InputError
 from headwater.near_names import near
-from headwater.tasks.chat_template import render_chat
+from headwater.tasks.chat_template import render_chat, render_messages
 from headwater.tasks.final_answers import last_boxed
 from headwater.types import Problem
 
@@ -105,7 +105,18 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, form: st
     The model's own chat template, with thinking switched off where the template knows it.
     Raises InputError for a tokenizer without a template or without a token for some character.
     """
-    return _encode_chat(tokenizer, problem.id, render(problem, form))
+    messages = [{"role": "user", "content": render(problem, form)}]
+    return _encode_chat(tokenizer, f"problem {problem.id!r}", messages)
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> list[int]:
+    """Token ids of messages of {role, content}, up to where the assistant's next answer begins.
+
+    Raises InputError as `encode_prompt` does.
+    """
+    return _encode_chat(tokenizer, "the conversation", messages)
 
 
 def encode_prompts(
@@ -134,7 +145,7 @@ def encode_response(
             f"tokenizer {tokenizer.name_or_path!r} has no end token, so that a response could not "
             "end; set eos_token in its tokenizer_config.json"
         )
-    return [*_encode_text(tokenizer, problem.id, response), end]
+    return [*_encode_text(tokenizer, f"problem {problem.id!r}", response), end]
 
 
 def check_prompt_matches_verifier(
@@ -171,23 +182,26 @@ def check_prompt_matches_verifier(
         )
 
 
-def _encode_chat(tokenizer: PreTrainedTokenizerBase, problem_id: str, message: str) -> list[int]:
+def _encode_chat(
+    tokenizer: PreTrainedTokenizerBase, what: str, messages: Sequence[Mapping[str, str]]
+) -> list[int]:
     if not tokenizer.chat_template:
         raise InputError(
             f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned "
             "model, or set chat_template in its tokenizer_config.json"
         )
-    _encode_text(tokenizer, problem_id, message)
+    for message in messages:
+        _encode_text(tokenizer, what, message["content"])
     # The template writes the beginning-of-sequence token itself where there is one.
-    return list(tokenizer.encode(render_chat(tokenizer, message), add_special_tokens=False))
+    return list(tokenizer.encode(render_messages(tokenizer, messages), add_special_tokens=False))
 
 
-def _encode_text(tokenizer: PreTrainedTokenizerBase, problem_id: str, text: str) -> list[int]:
+def _encode_text(tokenizer: PreTrainedTokenizerBase, what: str, text: str) -> list[int]:
     """Ids of a text, all of which the tokenizer must know."""
     ids = _known_ids(tokenizer, [text])
     if ids is None:
         raise InputError(
-            f"problem {problem_id!r}: the tokenizer has no token for part of {text[:60]!r}; use a "
+            f"{what}: the tokenizer has no token for part of {text[:60]!r}; use a "
             "model whose tokenizer covers the text (embedded models: prompt: bare, lower case)"
         )
     return ids[0]

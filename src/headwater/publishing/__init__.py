@@ -1,0 +1,1 @@
+"""Models leave a run: which one, as what, with what is known of it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -37,9 +37,12 @@ class _TooLong(Exception):
     """The template's time is up."""
 
 
-def render_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, message: str, before: Iterable[tuple[str, str]] = ()
+) -> str:
     """The user's message as a chat, up to where the assistant's answer begins.
 
+    before: (role, text) of the messages before it.
     Raises InputError for a template that fails, reaches for what the sandbox forbids, or takes
     longer than `LIMIT_SECONDS` (in a process's main thread, where its time can be limited).
     """
@@ -47,7 +50,10 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
         with _limited(LIMIT_SECONDS):
             return str(
                 tokenizer.apply_chat_template(
-                    [{"role": "user", "content": message}],
+                    [
+                        {"role": role, "content": text}
+                        for role, text in (*before, ("user", message))
+                    ],
                     add_generation_prompt=True,
                     tokenize=False,
                     enable_thinking=False,

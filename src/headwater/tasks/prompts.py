@@ -81,14 +81,15 @@ def render_solution(form: str, solution: str | None, answer: str) -> str:
     r"""The supervised response: the worked solution, ending in the answer as the form asks.
 
     A solution that already ends so is left as it is; the bare form leaves every solution as
-    it is. Without a solution the answer stands alone.
+    it is, and so does every form where no answer is known. Without a solution the answer stands
+    alone.
 
     >>> render_solution("boxed", "1+1 = 2", "2")
     '1+1 = 2\n\\boxed{2}'
     """
     closing = prompt_form(form).closing
     worked = (solution or "").strip()
-    if closing is None:
+    if closing is None or not answer:
         return worked or answer
     line = closing.format(answer=answer)
     if worked.endswith(line) or (form == "boxed" and last_boxed(worked) == answer):
@@ -102,7 +103,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, form: st
     The model's own chat template, with thinking switched off where the template knows it.
     Raises InputError for a tokenizer without a template or without a token for some character.
     """
-    return _encode_chat(tokenizer, problem.id, render(problem, form))
+    return _encode_chat(tokenizer, problem, render(problem, form))
 
 
 def encode_prompts(
@@ -113,7 +114,8 @@ def encode_prompts(
         return []
     ids = None
     if tokenizer.chat_template:
-        ids = _known_ids(tokenizer, [render_chat(tokenizer, render(p, form)) for p in problems])
+        chats = [render_chat(tokenizer, render(p, form), p.before) for p in problems]
+        ids = _known_ids(tokenizer, chats)
     # One by one where something is wrong, which names the problem.
     return ids or [encode_prompt(tokenizer, problem, form) for problem in problems]
 
@@ -168,15 +170,17 @@ def check_prompt_matches_verifier(
         )
 
 
-def _encode_chat(tokenizer: PreTrainedTokenizerBase, problem_id: str, message: str) -> list[int]:
+def _encode_chat(tokenizer: PreTrainedTokenizerBase, problem: Problem, message: str) -> list[int]:
     if not tokenizer.chat_template:
         raise InputError(
             f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned "
             "model, or set chat_template in its tokenizer_config.json"
         )
-    _encode_text(tokenizer, problem_id, message)
+    for text in (*(text for _, text in problem.before), message):
+        _encode_text(tokenizer, problem.id, text)
     # The template writes the beginning-of-sequence token itself where there is one.
-    return list(tokenizer.encode(render_chat(tokenizer, message), add_special_tokens=False))
+    chat = render_chat(tokenizer, message, problem.before)
+    return list(tokenizer.encode(chat, add_special_tokens=False))
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, problem_id: str, text: str) -> list[int]:

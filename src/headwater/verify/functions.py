@@ -25,7 +25,11 @@ from headwater.verify.grading import (
 )
 from headwater.verify.pool import CaseOutcome, Ending, WorkerLimits, WorkerPool
 
-_REWARDS = "headwater.verify.reward_calls:caller"
+#: What finds a function that a worker imports, and one of the calling process.
+_REWARDS = {
+    "reward": "headwater.verify.reward_calls:caller",
+    "called": "headwater.verify.called_back:caller",
+}
 _SCORES = "headwater.tasks.procedural:scorer:reasoning_gym"
 _ROUNDING = 1e-9
 
@@ -86,7 +90,8 @@ class RewardVerifier(_ByFunction):
     def __init__(
         self, name: str, target: str, workers: int, timeout_seconds: float, correct_from: float
     ) -> None:
-        super().__init__(name, f"{_REWARDS}:{target}", workers, timeout_seconds, correct_from)
+        caller = _REWARDS[name.partition(":")[0]]
+        super().__init__(name, f"{caller}:{target}", workers, timeout_seconds, correct_from)
 
     def examine(self, items: Sequence[Submission]) -> list[Grade]:
         """Return verdicts, rewards and reasons; raise StageError if the function returns anything

@@ -25,8 +25,17 @@ def caller(target: str) -> Callable[[str, str], str]:
     target: "module:function". Raises what `load_function` does, and TypeError for a function
     that takes no completions.
     """
-    function = load_function(target)
-    accepted = _accepted(function)
+    return call_of(load_function(target))
+
+
+def call_of(
+    function: Callable[..., Any], raised: Callable[[Exception, str], None] | None = None
+) -> Callable[[str, str], str]:
+    """`caller` of a function itself. raised: told what it raises, and where.
+
+    Raises TypeError for a function that takes no completions.
+    """
+    accepted = accepted_names(function)
 
     def call(completions: str, row: str) -> str:
         arguments = _arguments(json.loads(completions), json.loads(row), accepted)
@@ -37,7 +46,10 @@ def caller(target: str) -> Callable[[str, str], str]:
         except (MemoryError, RecursionError):
             raise
         except Exception as error:
-            return json.dumps({"raised": _place(error)})
+            place = _place(error)
+            if raised is not None:
+                raised(error, place)
+            return json.dumps({"raised": place})
         return json.dumps(_reply(rewards))
 
     return call
@@ -47,8 +59,20 @@ async def _awaited(rewards: Any) -> Any:
     return await rewards
 
 
-def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names of the parameters; None where any keyword goes."""
+def needed_columns(function: Callable[..., Any]) -> frozenset[str]:
+    """Columns without which a function cannot be called: its parameters without a default."""
+    return frozenset(
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ) - {"prompts", "completions"}
+
+
+def accepted_names(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Names of the parameters; None where any keyword goes.
+
+    Raises TypeError for a function that takes no completions.
+    """
     parameters = inspect.signature(function).parameters.values()
     names = frozenset(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):

@@ -1,4 +1,5 @@
-"""The verbs of the command line, for Python. Each returns a record; none prints.
+"""The verbs of the command line and the stages of a recipe, for Python. Each returns a record; none
+prints.
 
 Importing this package loads neither torch nor transformers: every verb imports what it needs.
 """
@@ -11,7 +12,15 @@ from headwater.api.evaluating import (
     verify,
 )
 from headwater.api.machine import doctor, recipes, schema
-from headwater.api.records import Diagnosis, RecipeListing, RunReport, Samples, VerifiedCases
+from headwater.api.records import (
+    Diagnosis,
+    RecipeListing,
+    RunReport,
+    Samples,
+    StageRecord,
+    VerifiedCases,
+)
+from headwater.api.stages import grpo, opd, pretrain, sample_sft, sft, warmup
 from headwater.api.study import follow, load, plan, report, run, samples
 
 __all__ = [
@@ -19,19 +28,26 @@ __all__ = [
     "RecipeListing",
     "RunReport",
     "Samples",
+    "StageRecord",
     "VerifiedCases",
     "contamination",
     "doctor",
     "evaluate",
     "evaluation_settings",
     "follow",
+    "grpo",
     "load",
     "named_sources",
+    "opd",
     "plan",
+    "pretrain",
     "recipes",
     "report",
     "run",
+    "sample_sft",
     "samples",
     "schema",
+    "sft",
     "verify",
+    "warmup",
 ]

@@ -70,6 +70,17 @@ class Label:
     row: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
+class Completion(str):
+    """A response as text, with the tokens that it was decoded from, for whoever grades both."""
+
+    token_ids: tuple[int, ...]
+
+    def __new__(cls, text: str, token_ids: tuple[int, ...] = ()) -> Completion:
+        made = super().__new__(cls, text)
+        made.token_ids = token_ids
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled response. `response_ids` includes the emitted end token, if any."""

@@ -158,8 +158,8 @@ def warmup(
 ) -> StageRecord:
     """Distil a teacher into a student on the teacher's rollouts, with its distributions (Eq. 5).
 
-    The rollouts are drawn first, as a stage of their own, and kept in `out`: another warmup or
-    sample_sft there, with other settings of training, reads them again. settings: those of
+    The rollouts are drawn first, as a stage of their own, and kept in `out`: another warmup there,
+    of another student or with other settings of training, reads them again. settings: those of
     `stages.warmup` (epochs, teacher_rollouts_per_prompt, targets, sampling, ...). Everything else:
     as of `opd`.
     """

@@ -22,7 +22,7 @@ from headwater.types import LossSums, Problem, RolloutGroup, Verdict
 from headwater.verify.grading import Grade
 
 # A problem, its rollouts, their texts and what these earned.
-_Graded = tuple[Problem, RolloutGroup, list[str], list[Grade]]
+_Graded = tuple[Problem, RolloutGroup, Sequence[str], list[Grade]]
 
 
 def run(job: StageJob, context: StageContext) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from headwater.errors import StageError
 from headwater.tasks.procedural import ENTRY
-from headwater.types import Label, Verdict
+from headwater.types import Completion, Label, Verdict
 from headwater.verify.equivalence import Finding
 from headwater.verify.extract import ANSWER_FORMS, AnswerForm, extract_first
 from headwater.verify.grading import (
@@ -32,6 +32,7 @@ _REWARDS = {
 }
 _SCORES = "headwater.tasks.procedural:scorer:reasoning_gym"
 _ROUNDING = 1e-9
+_CHARACTERS = 16 << 20  # of a group's completions, their tokens as numbers, and a row
 
 
 class _ByFunction(Grading):
@@ -43,7 +44,7 @@ class _ByFunction(Grading):
         self.name = name
         self.reads = frozenset(ANSWER_FORMS)
         self._correct_from = correct_from
-        limits = WorkerLimits(timeout_seconds=timeout_seconds, sealed=False)
+        limits = WorkerLimits(timeout_seconds, argument_characters=_CHARACTERS, sealed=False)
         self._pool = WorkerPool(target, workers, limits, name)
         self._pool.start()
 
@@ -115,7 +116,10 @@ class RewardVerifier(_ByFunction):
     def _call(self, groups: Sequence[Sequence[Submission]]) -> list[list[Grade] | None]:
         """Grades of each group; None where a call for several completions failed."""
         calls = [
-            (json.dumps([text for text, _ in group]), json.dumps(_columns(group[0][1])))
+            (
+                json.dumps([text for text, _ in group]),
+                json.dumps(_columns(group[0][1]) | _ids(group)),
+            )
             for group in groups
         ]
         return [
@@ -199,6 +203,12 @@ class ProceduralVerifier(Grading):
 def _problem(item: Submission) -> str:
     gold = item[1]
     return gold.problem_id if isinstance(gold, Label) else gold
+
+
+def _ids(group: Sequence[Submission]) -> dict[str, Any]:
+    """The tokens of each completion, where they are known."""
+    found = [list(text.token_ids) for text, _ in group if isinstance(text, Completion)]
+    return {"completion_ids": found} if len(found) == len(group) else {}
 
 
 def _columns(gold: str | Label) -> dict[str, Any]:

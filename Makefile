@@ -37,6 +37,7 @@ quickstart: $(STAMP)
 $(EXTRAS): $(STAMP)
 	@$(PIP) 'reasoning-gym>=0.1.20' 2>/dev/null || echo "no reasoning-gym here: its tests are skipped"
 	@$(PIP) 'ray[train]>=2.55' 2>/dev/null || echo "no ray here: its tests are skipped"
+	@$(PIP) nbclient ipykernel 2>/dev/null || echo "no nbclient here: the notebook's test is skipped"
 	@touch $@
 
 test: $(EXTRAS)

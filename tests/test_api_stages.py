@@ -87,6 +87,7 @@ def test_what_is_there_is_not_trained_again(straight: Straight) -> None:
     assert (len(straight.seen), len(straight.events)) == before
 
 
+@pytest.mark.slow
 def test_a_callback_stops_a_stage_that_then_continues(straight: Straight, tmp_path: Path) -> None:
     events: list[Event] = []
 
@@ -115,6 +116,7 @@ def test_an_error_of_a_callback_comes_out(tmp_path: Path) -> None:
         api.grpo("tiny:student", SUMS, few_letters, out=tmp_path, callbacks=[fails], **GRPO)
 
 
+@pytest.mark.slow
 def test_distillation_from_a_model_in_memory(tmp_path: Path) -> None:
     from headwater.models.tiny import tiny_model, tiny_tokenizer
 

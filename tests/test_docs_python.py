@@ -13,6 +13,8 @@ from headwater import api
 GUIDE = Path(__file__).parents[1] / "docs" / "python.md"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)

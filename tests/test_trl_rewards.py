@@ -123,6 +123,7 @@ def test_several_functions_with_weights(module: ModuleType) -> None:
     assert skipped == [0.0, 0.5]
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_such_a_file(file: Path, tmp_path: Path) -> None:
     rows = [
         {

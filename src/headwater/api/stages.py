@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.api.records import StageRecord
 from headwater.errors import InputError
-from headwater.tasks.given import Problems
 
 if TYPE_CHECKING:
+    from headwater.tasks.given import Problems
     from headwater.tasks.problems import LabelledProblems
     from headwater.workflow.callbacks import Callback
-    from headwater.workflow.lone_stage import LoneStage
 
 #: A folder, a source as in a recipe (hf:ID, tiny:NAME, ...), what a stage returned, or a
 #: transformers model with its tokenizer.
@@ -62,15 +61,13 @@ def grpo(
     where the stage fails, BudgetExhausted, and Interrupted after Ctrl-C or a callback that
     returned True; the same call then continues.
     """
-    named = isinstance(reward, str)
-    verifier = _verifier(reward, reward_weights)
     from headwater.verify.verifiers import reads_rows
 
+    verifier = _verifier(reward, reward_weights)
     data = _problems(problems, columns, keep_rows=reads_rows(verifier))
     if not isinstance(reward, str):
         _require_columns(reward, data)
-    if reward_timeout_seconds is None and not named:
-        reward_timeout_seconds = _FUNCTION_SECONDS
+        reward_timeout_seconds = reward_timeout_seconds or _FUNCTION_SECONDS
     limit = {"verifier_timeout_seconds": reward_timeout_seconds}
     return _run(
         "grpo",
@@ -254,7 +251,7 @@ def _run(
 
     own = {key: value for key, value in settings.items() if key not in _RECIPE_KEYS}
     rest = {key: value for key, value in settings.items() if key in _RECIPE_KEYS}
-    stage: LoneStage = LoneStage(kind, _source(model, Path(out)), own, recipe=rest, **fields)
+    stage = LoneStage(kind, _source(model, Path(out)), own, recipe=rest, **fields)
     study, end = study_of(stage)
     view = with_callbacks(make_view(study.graph, quiet=quiet), callbacks)
     outcome = run_study(study, Path(out), view=view)

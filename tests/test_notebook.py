@@ -39,7 +39,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())
     )
-    assert "step 20 of 20: reward" in said
+    assert "step 40 of 40: reward" in said
     assert "nats a token" in said and "0 by the student" in said
     kept = {path.name for path in (tmp_path / "runs" / "first-steps").iterdir()}
     assert {"artifacts", "ledger.sqlite", "run.json", "evaluation"} <= kept

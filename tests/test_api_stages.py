@@ -60,7 +60,7 @@ def test_grpo_on_a_function_of_this_process(straight: Straight) -> None:
     found = straight.found
     assert found.model.joinpath("model.safetensors").is_file()
     assert {row["prompt"]: row["answer"] for row in SUMS}.items() >= {s[:2] for s in straight.seen}
-    assert all(columns == set() for *_, columns in straight.seen)
+    assert all(columns == {"completion_ids"} for *_, columns in straight.seen)
     assert [row["step"] for row in found.metrics] == [0, 1, 2, 3]
     rows = found.rollouts()
     assert len(rows) == 4 * 4 * 4

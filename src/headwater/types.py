@@ -36,13 +36,23 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A prompt to answer. The gold answer is not here: it lives in the label vault alone."""
+    """A prompt to answer. The gold answer is not here: it lives in the label vault alone.
+
+    prompt: what the user says last; before: (role, text) of the messages before it, a system's or
+    those of a conversation.
+    """
 
     id: str
     prompt: str
     source: str
     level: int | None = None
     subject: str | None = None
+    before: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def whole_text(self) -> str:
+        """Every message, one after another."""
+        return "\n\n".join([*(text for _, text in self.before), self.prompt])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,17 @@ class Label:
     answer: str = field(repr=False)
     solution: str | None = field(default=None, repr=False)
     row: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+class Completion(str):
+    """A response as text, with the tokens that it was decoded from, for whoever grades both."""
+
+    token_ids: tuple[int, ...]
+
+    def __new__(cls, text: str, token_ids: tuple[int, ...] = ()) -> Completion:
+        made = super().__new__(cls, text)
+        made.token_ids = token_ids
+        return made
 
 
 @dataclass(frozen=True, slots=True)

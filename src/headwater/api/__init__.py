@@ -1,4 +1,5 @@
-"""The verbs of the command line, for Python. Each returns a record; none prints.
+"""The verbs of the command line and the stages of a recipe, for Python. Each returns a record; none
+prints.
 
 Importing this package loads neither torch nor transformers: every verb imports what it needs.
 """
@@ -18,8 +19,10 @@ from headwater.api.records import (
     RecipeListing,
     RunReport,
     Samples,
+    StageRecord,
     VerifiedCases,
 )
+from headwater.api.stages import grpo, opd, pretrain, sample_sft, sft, warmup
 from headwater.api.study import completions, follow, load, plan, report, run, samples
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "RecipeListing",
     "RunReport",
     "Samples",
+    "StageRecord",
     "VerifiedCases",
     "chat",
     "completions",
@@ -37,13 +41,19 @@ __all__ = [
     "evaluation_settings",
     "export",
     "follow",
+    "grpo",
     "load",
     "named_sources",
+    "opd",
     "plan",
+    "pretrain",
     "recipes",
     "report",
     "run",
+    "sample_sft",
     "samples",
     "schema",
+    "sft",
     "verify",
+    "warmup",
 ]

@@ -11,6 +11,7 @@ from headwater.errors import InputError
 
 if TYPE_CHECKING:
     from headwater.config.recipe import Recipe
+    from headwater.workflow.callbacks import Callback
     from headwater.workflow.estimate import Plan
     from headwater.workflow.outcome import RunOutcome
 
@@ -47,12 +48,14 @@ def run(
     quiet: bool = False,
     strict: bool = False,
     ray: str | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunReport:
     """Run a recipe, or continue it, and write its results and page.
 
     out: the run's folder, default runs/NAME. strict: warnings are errors, raised before training
     or once the stage that warns is saved. ray: run the stages on this Ray cluster ("auto", "local"
-    or HOST:PORT). A budget that ended the run early is in the
+    or HOST:PORT). callbacks: functions told each `Event` in this process; one that returns True
+    stops the run, as Ctrl-C does. A budget that ended the run early is in the
     report's `stopped`, and what was finished is reported. Raises InputError before anything
     is trained, StageError for a stage that failed, Interrupted after Ctrl-C.
     """
@@ -67,6 +70,7 @@ def run(
         quiet=quiet,
         strict=strict,
         ray=ray,
+        callbacks=callbacks,
     )
     return _write_report(outcome)
 

@@ -14,7 +14,7 @@ from headwater import __version__, terminal
 from headwater.errors import InputError
 
 #: Panels of `headwater --help`, in its order; others follow.
-STUDY, MEASURE, MACHINE = PANELS = ("Study", "Measure", "Machine")
+STUDY, MEASURE, MODELS, MACHINE = PANELS = ("Study", "Measure", "Models", "Machine")
 
 _HELP_STYLES = {
     "STYLE_OPTION": terminal.NAME,

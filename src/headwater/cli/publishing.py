@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from headwater import api, console
-from headwater.cli.app import app, print_result, stdout
+from headwater.cli.app import MODELS, print_result, verb
 from headwater.cli.options import JsonOption
 from headwater.errors import InputError
+from headwater.terminal import stdout_console
 from headwater.visible import one_line, visible
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 _YOU = "> "
 
 
-@app.command()
+@verb(
+    MODELS,
+    "runs/quickstart --arm bridge --to my-model",
+    "runs/quickstart --arm bridge --format gguf --dtype float16 --to my-gguf",
+)
 def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run's folder, a model folder, or hf:ID.")
@@ -61,7 +66,11 @@ def export(
     print_result(result, console.show_export, as_json)
 
 
-@app.command()
+@verb(
+    MODELS,
+    "runs/quickstart --arm bridge",
+    "hf:Qwen/Qwen3-0.6B --once 'What is 12 + 30?'",
+)
 def chat(
     model: Annotated[
         str,
@@ -135,4 +144,4 @@ def _show(answer: Answer, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(answer.as_dict()))
     else:
-        console.show_answer(stdout(), answer)
+        console.show_answer(stdout_console(), answer)

@@ -31,12 +31,14 @@ def check_context(
     encoded: dict[str, int] = {}
     for reading in readings:
         new = [
-            p for p in {p.prompt: p for p in reading.problems}.values() if p.prompt not in encoded
+            p
+            for p in {p.whole_text: p for p in reading.problems}.values()
+            if p.whole_text not in encoded
         ]
         lengths = map(len, encode_prompts(tokenizer, new, prompt_form))
-        encoded |= {p.prompt: length for p, length in zip(new, lengths, strict=True)}
+        encoded |= {p.whole_text: length for p, length in zip(new, lengths, strict=True)}
         for index, problem in enumerate(reading.problems):
-            prompt = encoded[problem.prompt]
+            prompt = encoded[problem.whole_text]
             response = _response_tokens(tokenizer, reading, index)
             if positions is not None and prompt + response > positions:
                 raise InputError(_too_long(name, reading, problem, prompt, response, positions))

@@ -13,7 +13,7 @@ from headwater.types import Problem, RolloutGroup, Verdict
 from headwater.verify.grading import Grade
 
 #: A problem, its rollouts, their texts and what these earned.
-Graded = tuple[Problem, RolloutGroup, list[str], list[Grade]]
+Graded = tuple[Problem, RolloutGroup, Sequence[str], list[Grade]]
 
 
 def grade_groups(

@@ -26,7 +26,7 @@ from headwater.rollout.sampler import MAX_ROWS, OnFewerRows, SampleRequest, Samp
 from headwater.rollout.vllm_sampler import VLLMSampler
 from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
-from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
+from headwater.types import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from headwater.verify.grading import Grade
 from headwater.world import SOLO, World
 
@@ -225,9 +225,10 @@ class RolloutSource:
             self._prompts[problem.id] = tuple(encoded)
         return self._prompts[problem.id]
 
-    def text(self, rollout: Rollout) -> str:
-        """The response as text, without the end token."""
-        return str(self._tokenizer.decode(rollout.response_ids, skip_special_tokens=True))
+    def text(self, rollout: Rollout) -> Completion:
+        """The response as text, without the end token, and its tokens with it."""
+        ids = rollout.response_ids
+        return Completion(self._tokenizer.decode(ids, skip_special_tokens=True), ids)
 
 
 @dataclass(frozen=True, slots=True)

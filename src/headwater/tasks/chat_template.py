@@ -37,14 +37,6 @@ class _TooLong(Exception):
     """The template's time is up."""
 
 
-def render_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
-    """The user's message as a chat, up to where the assistant's answer begins.
-
-    Raises InputError as `render_messages` does.
-    """
-    return render_messages(tokenizer, [{"role": "user", "content": message}])
-
-
 def render_messages(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
 ) -> str:

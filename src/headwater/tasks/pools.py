@@ -185,5 +185,5 @@ def _shuffled_distinct(data: LabelledProblems, seed: int) -> list[tuple[Problem,
 
 def _text_key(problem: Problem) -> bytes:
     """What stands for a problem's normalised text: 16 bytes, however long the text."""
-    text = normalise(problem.prompt).encode("utf-8", "surrogatepass")
+    text = normalise(problem.whole_text).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, digest_size=16).digest()

@@ -12,7 +12,7 @@ from itertools import chain
 
 from headwater.errors import InputError, SourceUnavailable
 from headwater.tasks.benchmarks import BENCHMARKS, Benchmark
-from headwater.tasks.rows import read_rows, source_name
+from headwater.tasks.rows import Row, read_rows, source_name
 from headwater.tasks.shapes import recognise
 from headwater.types import Label, Problem
 
@@ -87,13 +87,27 @@ def load_problems(
         return _generated(source, columns, keep_rows)
     if source in BENCHMARKS:
         return _load_benchmark(BENCHMARKS[source], keep_rows)
+    return problems_of_rows(read_rows(source), source, columns, keep_rows=keep_rows)
+
+
+def problems_of_rows(
+    rows: Iterable[Row],
+    source: str,
+    columns: Mapping[str, str] | None = None,
+    *,
+    keep_rows: bool = False,
+) -> LabelledProblems:
+    """Read and check rows that are there already; `source` names them.
+
+    columns, keep_rows and errors: as of `load_problems`.
+    """
     name = source_name(source)
     shape = None
     place: dict[str, int] = {}  # of each problem, by id
     problems: list[Problem] = []
     labels: list[Label] = []
     numbers: list[int] = []  # of each problem's row
-    for index, row in enumerate(read_rows(source)):
+    for index, row in enumerate(rows):
         if shape is None:
             shape = recognise(row, columns or {}, keep_rows=keep_rows)
         problem, label = shape.read(row, name, index)
@@ -177,7 +191,7 @@ def source_options(source: str) -> dict[str, str]:
 
 def _hash(problems: Iterable[Problem], labels: Iterable[Label]) -> str:
     digest = hashlib.sha256()
-    asked = ((p.id, p.prompt, p.source, p.level, p.subject) for p in problems)
+    asked = ((p.id, p.prompt, p.source, p.level, p.subject, *p.before) for p in problems)
     answers = ((x.problem_id, x.answer, x.solution, *([x.row] if x.row else [])) for x in labels)
     encode = json.JSONEncoder().encode
     for record in chain[tuple[object, ...]](asked, answers):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headwater.errors import InputError
 from headwater.near_names import near
-from headwater.tasks.chat_template import render_chat, render_messages
+from headwater.tasks.chat_template import render_messages
 from headwater.tasks.final_answers import last_boxed
 from headwater.types import Problem
 
@@ -84,14 +84,15 @@ def render_solution(form: str, solution: str | None, answer: str) -> str:
     r"""The supervised response: the worked solution, ending in the answer as the form asks.
 
     A solution that already ends so is left as it is; the bare form leaves every solution as
-    it is. Without a solution the answer stands alone.
+    it is, and so does every form where no answer is known. Without a solution the answer stands
+    alone.
 
     >>> render_solution("boxed", "1+1 = 2", "2")
     '1+1 = 2\n\\boxed{2}'
     """
     closing = prompt_form(form).closing
     worked = (solution or "").strip()
-    if closing is None:
+    if closing is None or not answer:
         return worked or answer
     line = closing.format(answer=answer)
     if worked.endswith(line) or (form == "boxed" and last_boxed(worked) == answer):
@@ -105,8 +106,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, form: st
     The model's own chat template, with thinking switched off where the template knows it.
     Raises InputError for a tokenizer without a template or without a token for some character.
     """
-    messages = [{"role": "user", "content": render(problem, form)}]
-    return _encode_chat(tokenizer, f"problem {problem.id!r}", messages)
+    return _encode_chat(tokenizer, f"problem {problem.id!r}", _messages(problem, form))
 
 
 def encode_conversation(
@@ -127,7 +127,8 @@ def encode_prompts(
         return []
     ids = None
     if tokenizer.chat_template:
-        ids = _known_ids(tokenizer, [render_chat(tokenizer, render(p, form)) for p in problems])
+        chats = [render_messages(tokenizer, _messages(p, form)) for p in problems]
+        ids = _known_ids(tokenizer, chats)
     # One by one where something is wrong, which names the problem.
     return ids or [encode_prompt(tokenizer, problem, form) for problem in problems]
 
@@ -180,6 +181,12 @@ def check_prompt_matches_verifier(
             f"task.prompt: bare asks for no form of answer, and with verifier {verifier_name} "
             f"{found}; use prompt: {' or '.join(readable) or 'boxed'}, or another verifier"
         )
+
+
+def _messages(problem: Problem, form: str) -> list[dict[str, str]]:
+    """The messages before a problem's question, and the question."""
+    said = [*problem.before, ("user", render(problem, form))]
+    return [{"role": role, "content": text} for role, text in said]
 
 
 def _encode_chat(

@@ -7,6 +7,8 @@ r"""The shapes of problem rows, known by their column names.
 | GSM8K | question, answer (worked solution, then `#### final answer`) |
 | DAPO-Math-17k | prompt (messages or text, in its template), reward_model.ground_truth |
 | TRL | prompt (text or messages); answer, or a solution that is or boxes the final answer |
+| completions | prompt and completion (text or messages): the completion is the worked solution |
+| messages | messages, of which the last, the assistant's, is the worked solution |
 | prompts | prompt or problem, where a reward function judges instead of an answer |
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,7 @@ from headwater.types import Label, Problem
 FIELDS = ("id", "problem", "answer", "source", "level", "subject", "solution")
 _ID_COLUMNS = ("id", "unique_id")
 _SUBJECT_COLUMNS = ("subject", "type")
+_ROLES = ("system", "user", "assistant")
 _LEVEL = re.compile(r"(?:Level )?(\d+)")
 _LONGEST_BARE_ANSWER = 200  # characters; a longer `solution` without a box is a derivation
 
@@ -43,7 +46,8 @@ class Shape:
 
     needs: the columns that make the shape; text: row -> (prompt, answer, worked solution);
     columns: our field name -> theirs; repeats: the data set is known to hold copies of its rows;
-    keeps_rows: labels carry their rows, and a reward function takes the place of an answer.
+    keeps_rows: labels carry their rows, and a reward function takes the place of an answer. Rows
+    that show what to write need no final answer either.
     """
 
     name: str
@@ -69,7 +73,7 @@ class Shape:
         if not prompt.strip():
             raise InputError(f"{row.where}: the problem is empty; write its text or drop the row")
         answer = clean_answer(answer)
-        if not answer and not self.keeps_rows:
+        if not answer and not (self.keeps_rows or self.text in (_completion, _messages)):
             raise InputError(f"{row.where}: the answer is empty; write it or drop the row")
         problem_id = _id(row, f"{source}-{index}")
         return (
@@ -79,6 +83,7 @@ class Shape:
                 source=_shared(_optional_text(row, ("source", "data_source"))) or source,
                 level=_level(row),
                 subject=_shared(_optional_text(row, _SUBJECT_COLUMNS)),
+                before=_before(row, self.needs),
             ),
             Label(
                 problem_id,
@@ -197,6 +202,37 @@ def _trl_solution(row: Row) -> tuple[str, str, str | None]:
     return _prompt(row), solution, None
 
 
+def _completion(row: Row) -> tuple[str, str, str | None]:
+    said = row.values["completion"]
+    if not isinstance(said, str):
+        chat = _messages_of(row, "completion")
+        if [role for role, _ in chat] != ["assistant"]:
+            raise InputError(
+                f"{row.where}: completion has messages of {_roles(chat)}, expected text or one "
+                "message of the assistant's; put what comes before it into prompt"
+            )
+        said = chat[0][1]
+    return _prompt(row), _final_answer(said), said
+
+
+def _messages(row: Row) -> tuple[str, str, str | None]:
+    chat = _messages_of(row, "messages")
+    if [role for role, _ in chat[-2:]] != ["user", "assistant"]:
+        raise InputError(
+            f"{row.where}: messages are of {_roles(chat)}, expected the user's and the assistant's "
+            "as the last two; drop what comes after, or the row"
+        )
+    return chat[-2][1], _final_answer(chat[-1][1]), chat[-1][1]
+
+
+def _final_answer(text: str) -> str:
+    """The answer that a worked solution marks; nothing where it marks none."""
+    found = last_boxed(text)
+    if found is None and "####" in text:
+        found = split_gsm8k(text)[1]
+    return found or ""
+
+
 _SHAPES: tuple[tuple[str, tuple[str, ...], Callable[[Row], tuple[str, str, str | None]]], ...] = (
     ("headwater", ("problem", "answer"), _headwater),
     ("MATH", ("problem", "solution"), _math),
@@ -204,6 +240,8 @@ _SHAPES: tuple[tuple[str, tuple[str, ...], Callable[[Row], tuple[str, str, str |
     ("DAPO-Math-17k", ("prompt", "reward_model"), _dapo),
     ("TRL", ("prompt", "answer"), _trl_answer),
     ("TRL", ("prompt", "solution"), _trl_solution),
+    ("completions", ("prompt", "completion"), _completion),
+    ("messages", ("messages",), _messages),
 )
 
 
@@ -256,22 +294,52 @@ def _level(row: Row) -> int | None:
 
 
 def _prompt(row: Row) -> str:
-    """The user's text of a prompt given as text or as chat messages."""
+    """The user's last text of a prompt given as text or as chat messages."""
     prompt = row.values["prompt"]
-    if isinstance(prompt, str):
-        return prompt
-    if not (
-        isinstance(prompt, list)
-        and len(prompt) == 1
-        and isinstance(prompt[0], Mapping)
-        and prompt[0].get("role") == "user"
-        and isinstance(prompt[0].get("content"), str)
-    ):
+    return prompt if isinstance(prompt, str) else _asked(row, "prompt")[-1][1]
+
+
+def _before(row: Row, needs: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The messages before the user's last one, of a shape that has messages."""
+    if "messages" in needs:
+        return tuple(_messages_of(row, "messages")[:-2])
+    if "prompt" in needs and not isinstance(row.values["prompt"], str):
+        return tuple(_asked(row, "prompt")[:-1])
+    return ()
+
+
+def _asked(row: Row, column: str) -> list[tuple[str, str]]:
+    """Messages that end with the user's."""
+    chat = _messages_of(row, column)
+    if chat[-1][0] != "user":
         raise InputError(
-            f"{row.where}: prompt {str(prompt)[:60]!r} is neither text nor one user message; "
-            "leave out system and assistant messages (the chat template is applied later)"
+            f"{row.where}: {column} has messages of {_roles(chat)}, expected a user's as the last, "
+            "which the model answers; leave out what comes after it"
         )
-    return prompt[0]["content"]
+    return chat
+
+
+def _messages_of(row: Row, column: str) -> list[tuple[str, str]]:
+    """(role, text) of each message of a column, at least one."""
+    found = row.values[column]
+    chat = [
+        (one["role"], one["content"])
+        for one in (found if isinstance(found, list | tuple) else ())
+        if isinstance(one, Mapping)
+        and one.get("role") in _ROLES
+        and isinstance(one.get("content"), str)
+    ]
+    if not chat or len(chat) != len(found):
+        raise InputError(
+            f"{row.where}: {column} {str(found)[:60]!r} is neither text nor chat messages; write "
+            f"text, or a list of {{role, content}} with role one of {', '.join(_ROLES)} and text "
+            "as content (the chat template is applied later)"
+        )
+    return chat
+
+
+def _roles(chat: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(role for role, _ in chat)
 
 
 def _text(row: Row, column: str) -> str:

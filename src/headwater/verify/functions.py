@@ -11,7 +11,7 @@ from typing import Any
 
 from headwater.errors import StageError
 from headwater.tasks.procedural import ENTRY
-from headwater.types import Label, Verdict
+from headwater.types import Completion, Label, Verdict
 from headwater.verify.equivalence import Finding
 from headwater.verify.extract import ANSWER_FORMS, AnswerForm, extract_first
 from headwater.verify.grading import (
@@ -25,9 +25,14 @@ from headwater.verify.grading import (
 )
 from headwater.verify.pool import CaseOutcome, Ending, WorkerLimits, WorkerPool
 
-_REWARDS = "headwater.verify.reward_calls:caller"
+#: What finds a function that a worker imports, and one of the calling process.
+_REWARDS = {
+    "reward": "headwater.verify.reward_calls:caller",
+    "called": "headwater.verify.called_back:caller",
+}
 _SCORES = "headwater.tasks.procedural:scorer:reasoning_gym"
 _ROUNDING = 1e-9
+_CHARACTERS = 16 << 20  # of a group's completions, their tokens as numbers, and a row
 
 
 class _ByFunction(Grading):
@@ -39,7 +44,7 @@ class _ByFunction(Grading):
         self.name = name
         self.reads = frozenset(ANSWER_FORMS)
         self._correct_from = correct_from
-        limits = WorkerLimits(timeout_seconds=timeout_seconds, sealed=False)
+        limits = WorkerLimits(timeout_seconds, argument_characters=_CHARACTERS, sealed=False)
         self._pool = WorkerPool(target, workers, limits, name)
         self._pool.start()
 
@@ -86,7 +91,8 @@ class RewardVerifier(_ByFunction):
     def __init__(
         self, name: str, target: str, workers: int, timeout_seconds: float, correct_from: float
     ) -> None:
-        super().__init__(name, f"{_REWARDS}:{target}", workers, timeout_seconds, correct_from)
+        caller = _REWARDS[name.partition(":")[0]]
+        super().__init__(name, f"{caller}:{target}", workers, timeout_seconds, correct_from)
 
     def examine(self, items: Sequence[Submission]) -> list[Grade]:
         """Return verdicts, rewards and reasons; raise StageError if the function returns anything
@@ -110,7 +116,10 @@ class RewardVerifier(_ByFunction):
     def _call(self, groups: Sequence[Sequence[Submission]]) -> list[list[Grade] | None]:
         """Grades of each group; None where a call for several completions failed."""
         calls = [
-            (json.dumps([text for text, _ in group]), json.dumps(_columns(group[0][1])))
+            (
+                json.dumps([text for text, _ in group]),
+                json.dumps(_columns(group[0][1]) | _ids(group)),
+            )
             for group in groups
         ]
         return [
@@ -194,6 +203,12 @@ class ProceduralVerifier(Grading):
 def _problem(item: Submission) -> str:
     gold = item[1]
     return gold.problem_id if isinstance(gold, Label) else gold
+
+
+def _ids(group: Sequence[Submission]) -> dict[str, Any]:
+    """The tokens of each completion, where they are known."""
+    found = [list(text.token_ids) for text, _ in group if isinstance(text, Completion)]
+    return {"completion_ids": found} if len(found) == len(group) else {}
 
 
 def _columns(gold: str | Label) -> dict[str, Any]:

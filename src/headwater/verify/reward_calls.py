@@ -1,8 +1,9 @@
-"""Calling a user's reward function on a group of completions; runs in killable workers only.
+"""Calling a user's reward function on a group of completions; in killable workers, but for a
+function object of the process that started the run.
 
 The signature is the one that trainers share: `f(prompts, completions, **columns) -> list[float]`,
-plain or async, every argument a list with one entry a completion. A function that names its
-parameters is given those alone.
+plain or async, every argument a list with one entry a completion; `completion_ids` are their
+tokens. A function that names its parameters is given those alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from headwater.verify.loading import load_function
 
-_NOT_COLUMNS = ("prompt", "completion", "completions", "prompts")
+_NOT_COLUMNS = ("prompt", "completion", "completions", "prompts", "completion_ids")
 
 
 def caller(target: str) -> Callable[[str, str], str]:
@@ -25,8 +26,17 @@ def caller(target: str) -> Callable[[str, str], str]:
     target: "module:function". Raises what `load_function` does, and TypeError for a function
     that takes no completions.
     """
-    function = load_function(target)
-    accepted = _accepted(function)
+    return call_of(load_function(target))
+
+
+def call_of(
+    function: Callable[..., Any], raised: Callable[[Exception, str], None] | None = None
+) -> Callable[[str, str], str]:
+    """`caller` of a function itself. raised: told what it raises, and where.
+
+    Raises TypeError for a function that takes no completions.
+    """
+    accepted = accepted_names(function)
 
     def call(completions: str, row: str) -> str:
         arguments = _arguments(json.loads(completions), json.loads(row), accepted)
@@ -37,7 +47,10 @@ def caller(target: str) -> Callable[[str, str], str]:
         except (MemoryError, RecursionError):
             raise
         except Exception as error:
-            return json.dumps({"raised": _place(error)})
+            place = _place(error)
+            if raised is not None:
+                raised(error, place)
+            return json.dumps({"raised": place})
         return json.dumps(_reply(rewards))
 
     return call
@@ -47,16 +60,28 @@ async def _awaited(rewards: Any) -> Any:
     return await rewards
 
 
-def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names of the parameters; None where any keyword goes."""
+def needed_columns(function: Callable[..., Any]) -> frozenset[str]:
+    """Columns without which a function cannot be called: its parameters without a default."""
+    return frozenset(
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ) - {"prompts", "completions", "completion_ids"}
+
+
+def accepted_names(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Names of the parameters; None where any keyword goes.
+
+    Raises TypeError for a function that takes no completions.
+    """
     parameters = inspect.signature(function).parameters.values()
     names = frozenset(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    if "completions" not in names:
+    if not names & {"completions", "completion_ids"}:
         raise TypeError(
             f"it takes ({', '.join(sorted(names))}); a reward function takes completions, and "
-            "prompts and **columns if it likes"
+            "prompts, completion_ids and **columns if it likes"
         )
     return names
 
@@ -64,7 +89,10 @@ def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
 def _arguments(
     completions: list[str], row: dict[str, Any], accepted: frozenset[str] | None
 ) -> dict[str, Any]:
-    """Keyword arguments; completions are messages where the prompt is."""
+    """Keyword arguments; completions are messages where the prompt is.
+
+    row: the problem's columns, and `completion_ids`, a list of tokens a completion, if known.
+    """
     count = len(completions)
     prompt = row.get("prompt", "")
     said: list[Any] = list(completions)
@@ -72,6 +100,8 @@ def _arguments(
         said = [[{"role": "assistant", "content": text}] for text in completions]
     columns = {name: [value] * count for name, value in row.items() if name not in _NOT_COLUMNS}
     arguments = columns | {"prompts": [prompt] * count, "completions": said}
+    if "completion_ids" in row:
+        arguments["completion_ids"] = row["completion_ids"]
     if accepted is None:
         return arguments
     return {name: value for name, value in arguments.items() if name in accepted}

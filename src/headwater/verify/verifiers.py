@@ -42,7 +42,8 @@ def make_verifier(
     `spec`: "math", "exact" or "reasoning_gym" (each may add the answer forms it reads, in order,
     as in "math:boxed,hash"; "boxed" by default), "python:module:function" (completion, gold ->
     bool or number) or "reward:module:function" (prompts, completions, **columns -> numbers); a
-    path ending in .py may stand for the module. `workers`: processes that grade at once;
+    path ending in .py may stand for the module; "called:..." is a function that this process
+    offers (`headwater.verify.called_back`). `workers`: processes that grade at once;
     `timeout_seconds`: wall time of one case (one call of a function); `correct_from`: the number
     of a function from which on a completion counts as correct. Raises InputError for an unknown
     spec, for limits that are not positive, and for a function that cannot be loaded.
@@ -63,12 +64,14 @@ def make_verifier(
             return FunctionVerifier(spec, rest, workers, timeout_seconds, correct_from)
         if kind == "reward":
             return RewardVerifier(spec, rest, workers, timeout_seconds, correct_from)
+    if kind == "called" and rest:
+        return RewardVerifier(spec, rest, workers, timeout_seconds, correct_from)
     raise InputError(f"verifier {spec!r} is not known; {_CHOICES}{near(kind, _KINDS)}")
 
 
 def reads_rows(spec: str) -> bool:
     """Whether the verifier of this name reads more of a problem's row than its answer."""
-    return spec.startswith("reward:")
+    return spec.startswith(("reward:", "called:"))
 
 
 def check_answers(spec: str, source: str, labels: Sequence[Label]) -> None:
@@ -76,7 +79,7 @@ def check_answers(spec: str, source: str, labels: Sequence[Label]) -> None:
 
     Raises InputError naming the source.
     """
-    if spec.partition(":")[0] in ("reward", "reasoning_gym"):
+    if spec.partition(":")[0] in ("reward", "called", "reasoning_gym"):
         return
     if any(not label.answer for label in labels):
         raise InputError(

@@ -202,7 +202,8 @@ class Executor:
             for worker in self._workers:
                 worker.end(0.0)
             raise self._agenda.interrupted(at_once=True)
-        if self._interrupts.count == 1 and self._agenda.failure is None:
+        asked = self._interrupts.count == 1 or self.view.stop_requested
+        if asked and self._agenda.failure is None:
             self.view.say("stopping once each running stage is saved; Ctrl-C again stops at once")
             self._stop_workers(self._agenda.fail(self._agenda.interrupted(at_once=False)))
 

@@ -21,6 +21,7 @@ class WorkerSetup:
     (None: over whatever the ledger holds). ranks: processes that run each stage together, of
     which the worker is the main one. retries: how often a stage whose process was lost is started
     again. number: of the worker among those at once, from 0; it says which GPUs its ranks take.
+    every_step: progress is told of every step, not only a few times a second.
     """
 
     run_dir: Path
@@ -37,6 +38,7 @@ class WorkerSetup:
     ranks: int = 1
     retries: int = 0
     number: int = 0
+    every_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class GraphData:
 
 def identify(problems: Sequence[Problem], labels: Sequence[Label]) -> DataIdentity:
     """Identity of a set of problems: order counts, since steps draw problems by position."""
-    asked = ([p.id, p.prompt, p.level, p.subject] for p in problems)
+    asked = ([p.id, p.prompt, p.level, p.subject, *p.before] for p in problems)
     answers = (
         [label.problem_id, label.answer, label.solution, *([label.row] if label.row else [])]
         for label in labels

@@ -49,9 +49,7 @@ def prepare_study(
     that the recipe names is called.
     Raises InputError for data, pools, models, prompts or arms that cannot work.
     """
-    for spec in recipe.models.values():
-        require_available(spec.source)
-    model_configs(recipe.models)  # layers that a parent does not have
+    check_models(recipe)
     task, sizes = recipe.task, recipe.pools
     read = read_data(recipe, planning=planning)
     pools = make_pools(
@@ -76,8 +74,8 @@ def prepare_study(
     }
     only_named = planning and runs_own_code(task.verifier)
     if task.train not in read.unread and not only_named:
-        _check_prompt(recipe, read.train)
-    data = _graph_data(recipe, pools, evals)
+        check_prompt(recipe, read.train)
+    data = graph_data(recipe, pools, evals)
     whole = build_graph(recipe, data, seeds=recipe.seeds[:1])
     found = read.contamination
     warnings = (*own_code_warnings(task.verifier), *unread_warnings(read), *_warnings(found))
@@ -85,17 +83,24 @@ def prepare_study(
     study = Study(recipe, whole, pools, evals, rows, warnings, read.sources)
     matched = match_arms(study)
     if matched is not recipe:
-        data = _graph_data(matched, pools, evals, data)
+        data = graph_data(matched, pools, evals, data)
         whole = build_graph(matched, data, seeds=recipe.seeds[:1])
         study = replace(study, recipe=matched, graph=whole)
     check_contrasts(study)
     study = replace(study, graph=build_graph(matched, data, seeds=seeds, arms=arms))
     require_adapter_packages(study.graph)
-    _check_solutions(study)
+    check_solutions(study)
     return study
 
 
-def _graph_data(
+def check_models(recipe: Recipe) -> None:
+    """Whether what models come from is there. Raises InputError."""
+    for spec in recipe.models.values():
+        require_available(spec.source)
+    model_configs(recipe.models)  # layers that a parent does not have
+
+
+def graph_data(
     recipe: Recipe,
     pools: Pools,
     evals: Mapping[str, LabelledProblems],
@@ -136,7 +141,7 @@ def _first(name: str, data: LabelledProblems, evaluation: Evaluation) -> Labelle
     return data.only(lambda problem: problem.id in chosen)
 
 
-def _check_prompt(recipe: Recipe, train: LabelledProblems) -> None:
+def check_prompt(recipe: Recipe, train: LabelledProblems) -> None:
     """Whether the prompt asks for the answer in a form the verifier reads."""
     task = recipe.task
     check_answers(task.verifier, task.train, train.labels)
@@ -150,7 +155,7 @@ def _check_prompt(recipe: Recipe, train: LabelledProblems) -> None:
             check_prompt_matches_verifier(task.prompt, verifier.reads, verifier.name, accepted)
 
 
-def _check_solutions(study: Study) -> None:
+def check_solutions(study: Study) -> None:
     """Whether every pool that sft reads has worked solutions."""
     checked = set()
     for node in study.graph.nodes.values():

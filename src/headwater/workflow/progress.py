@@ -64,7 +64,14 @@ class _Running:
 
 
 class ProgressView:
-    """Keeps track of a run and shows nothing; a context that ends the display."""
+    """Keeps track of a run and shows nothing; a context that ends the display.
+
+    every_step: workers are to tell every step, not only a few a second. stop_requested: whether
+    the run is to save and stop.
+    """
+
+    every_step = False
+    stop_requested = False
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

@@ -21,6 +21,7 @@ from headwater.storage import disk_errors
 from headwater.tracking.view import tell_results, tracked
 from headwater.types import Problem
 from headwater.workflow.accounts import settle_accounts
+from headwater.workflow.callbacks import Callback, with_callbacks
 from headwater.workflow.confinement import require_own_files
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
@@ -66,19 +67,21 @@ def run_recipe(
     quiet: bool = False,
     strict: bool = False,
     ray: str | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunOutcome:
     """Run a recipe in `out_dir`, or continue it there; what is published is not run again.
 
     strict: what is otherwise warned of is an error: InputError for what is known before training,
     StageError for an alert of a stage, which is saved first. ray: the cluster whose tasks the
-    stages are ("auto", "local" or HOST:PORT) instead of processes of this machine.
+    stages are ("auto", "local" or HOST:PORT) instead of processes of this machine. callbacks: told
+    what happens; one that returns True stops the run as Ctrl-C does.
 
     A budget that ends the run early is in the outcome's `stopped`. Raises InputError before
     anything is trained, StageError for a stage that failed, and Interrupted once Ctrl-C has
     been answered by saving every stage in hand.
     """
     study = prepare_study(recipe, seeds=seeds, arms=arms)
-    view = make_view(study.graph, quiet=quiet)
+    view = with_callbacks(make_view(study.graph, quiet=quiet), callbacks)
     return run_study(study, out_dir, view=view, strict=strict, ray=ray)
 
 
@@ -124,6 +127,7 @@ def run_study(
             deterministic=study.recipe.compute.deterministic,
             ranks=ranks_of(study.recipe),
             retries=study.recipe.compute.retries or 0,
+            every_step=view.every_step,
         )
         for warning in own_code_warnings(study.recipe.task.verifier):
             view.say(f"warning: {warning}")

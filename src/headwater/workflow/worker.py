@@ -180,7 +180,7 @@ class _Worker:
 
     def _report_progress(self, values: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        if now - self._last_progress >= _PROGRESS_SECONDS:
+        if self._setup.every_step or now - self._last_progress >= _PROGRESS_SECONDS:
             self._last_progress = now
             self._send(Progress(dict(values)))
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headwater.api import Diagnosis, RecipeListing, RunReport, VerifiedCases
+from headwater.api import Diagnosis, Pilot, RecipeListing, RunReport, VerifiedCases
 from headwater.types import Verdict
 from headwater.visible import visible
 
@@ -50,6 +50,13 @@ def show_plan(console: Console, plan: Plan) -> None:
     from headwater.report.plan_view import print_plan
 
     print_plan(console, plan)
+
+
+def show_pilot(console: Console, result: Pilot) -> None:
+    """What was measured, the advice with its evidence, and what each allocation would cost."""
+    from headwater.report.pilot_view import print_pilot
+
+    print_pilot(console, result.found, result.plan)
 
 
 def show_batch(batch: BatchDone) -> None:

@@ -11,11 +11,13 @@ from headwater.api.evaluating import (
     verify,
 )
 from headwater.api.machine import doctor, recipes, schema
+from headwater.api.pilot import Pilot, pilot
 from headwater.api.records import Diagnosis, RecipeListing, RunReport, Samples, VerifiedCases
 from headwater.api.study import follow, load, plan, report, run, samples
 
 __all__ = [
     "Diagnosis",
+    "Pilot",
     "RecipeListing",
     "RunReport",
     "Samples",
@@ -27,6 +29,7 @@ __all__ = [
     "follow",
     "load",
     "named_sources",
+    "pilot",
     "plan",
     "recipes",
     "report",

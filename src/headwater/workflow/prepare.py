@@ -75,7 +75,7 @@ def prepare_study(
     only_named = planning and runs_own_code(task.verifier)
     if task.train not in read.unread and not only_named:
         _check_prompt(recipe, read.train)
-    data = _graph_data(recipe, pools, evals)
+    data = graph_data(recipe, pools, evals)
     whole = build_graph(recipe, data, seeds=recipe.seeds[:1])
     found = read.contamination
     warnings = (*own_code_warnings(task.verifier), *unread_warnings(read), *_warnings(found))
@@ -83,7 +83,7 @@ def prepare_study(
     study = Study(recipe, whole, pools, evals, rows, warnings, read.sources)
     matched = match_arms(study)
     if matched is not recipe:
-        data = _graph_data(matched, pools, evals, data)
+        data = graph_data(matched, pools, evals, data)
         whole = build_graph(matched, data, seeds=recipe.seeds[:1])
         study = replace(study, recipe=matched, graph=whole)
     check_contrasts(study)
@@ -92,7 +92,7 @@ def prepare_study(
     return study
 
 
-def _graph_data(
+def graph_data(
     recipe: Recipe,
     pools: Pools,
     evals: Mapping[str, LabelledProblems],

@@ -18,7 +18,7 @@ from headwater.config.stages import READS_TEACHER, GRPOStage
 from headwater.errors import InputError
 from headwater.tasks.problems import LabelledProblems
 from headwater.workflow.graph import ArmPlan, Graph, Role
-from headwater.workflow.planner import GraphBuilder
+from headwater.workflow.planner import GraphBuilder, identify
 from headwater.workflow.prepare import graph_data
 from headwater.workflow.projection import stretch
 from headwater.workflow.study import Study
@@ -108,7 +108,7 @@ def pilot_study(
             times = stretch(steps, whole[role].steps, whole[role].warmup_steps)
             item = items[role].model_copy(
                 update={
-                    "pool": f"labels:{trial_labels}",
+                    "pool": _rest(trial_labels),
                     "overrides": {**items[role].overrides, "steps": steps},
                 }
             )
@@ -214,13 +214,21 @@ def _problems(asked: int | None, labels: int) -> int:
     return problems
 
 
+def _rest(labels: int) -> str:
+    """The pool that a trial learns from: the labels before those that are tried."""
+    return f"labels:{labels}"
+
+
 class _PilotBuilder(GraphBuilder):
     """A recipe's base models, with the stages that only a pilot has."""
 
     def __init__(
         self, recipe: Recipe, study: Study, tried: LabelledProblems, attempts: int
     ) -> None:
-        super().__init__(recipe, graph_data(recipe, study.pools, {PILOT: tried}))
+        data = graph_data(recipe, study.pools, {PILOT: tried})
+        rest = _rest(len(study.pools["labels"]) - len(tried.problems))
+        others = identify(study.pools[rest], study.pools.labels(rest))
+        super().__init__(recipe, replace(data, pools={**data.pools, rest: others}))
         self._seed = recipe.seeds[0]
         self._evaluation = Evaluation(attempts=attempts)
 

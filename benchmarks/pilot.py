@@ -53,9 +53,7 @@ def _overrides(seed: int) -> list[str]:
 def _advised(world: str, seed: int, out: Path) -> float:
     profile, right = WORLDS[world]
     began = time.monotonic()
-    found = api.pilot(
-        RECIPE, out, profile=profile, overrides=_overrides(seed), quiet=True
-    ).found
+    found = api.pilot(RECIPE, out, profile=profile, overrides=_overrides(seed), quiet=True).found
     assert found.lead is not None
     is_right = found.advice.verdict in right
     print(
@@ -69,9 +67,7 @@ def _advised(world: str, seed: int, out: Path) -> float:
 
 
 def _gap(world: str, seed: int, out: Path) -> float:
-    result = api.run(
-        RECIPE, out, profile=WORLDS[world][0], overrides=_overrides(seed), quiet=True
-    )
+    result = api.run(RECIPE, out, profile=WORLDS[world][0], overrides=_overrides(seed), quiet=True)
     rates = {row.arm: row.avg_at_k for row in result.results.rows if row.evaluates == "student"}
     gap = 100 * (rates["bridge"] - rates["cold_grpo"])
     print(

@@ -26,9 +26,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def piloted(study: Path) -> api.Pilot:
     """A pilot of 8 of the 40 labels, 8 attempts each, and one step of GRPO."""
-    return api.pilot(
-        study, study.parent / "run", problems=8, attempts=8, trial_steps=1, quiet=True
-    )
+    return api.pilot(study, study.parent / "run", problems=8, attempts=8, trial_steps=1, quiet=True)
 
 
 def made(run_dir: Path) -> dict[str, int]:

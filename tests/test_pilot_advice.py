@@ -85,8 +85,8 @@ def test_a_lead_pairs_problems() -> None:
 
 
 def test_stretch_counts_learning_rate() -> None:
-    assert stretch(8, 24, 0) == 3.0
-    assert stretch(2, 4, 4) == pytest.approx((1 + 2 + 3 + 4) / (1 + 2))
+    assert stretch(8, 24, 0) == pytest.approx(3.0**0.6)
+    assert stretch(2, 4, 4) == pytest.approx(((1 + 2 + 3 + 4) / (1 + 2)) ** 0.6)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_stretch_counts_learning_rate() -> None:
         ({"lead": Share(0.2, 0.1, 0.3), "labels": 128, "has_halves": False}, "bridge"),
         ({"lead": Share(0.2, -0.1, 0.5)}, "too_close"),
         ({"lead": Share(0.04, 0.03, 0.05)}, "too_close"),
-        ({"lead": Share(-0.04, -0.05, -0.03)}, "too_close"),
+        ({"lead": Share(-0.09, -0.095, -0.085)}, "too_close"),
         ({"lead": Share(-0.2, -0.3, -0.1)}, "cold_grpo"),
-        ({"lead": Share(-0.2, -0.5, 0.1)}, "too_close"),
+        ({"lead": Share(-0.2, -0.4, -0.04)}, "too_close"),
         ({"teacher": SILENT, "student": SILENT}, "fix_base"),
         ({"teacher": SILENT, "lead": Share(0.2, 0.1, 0.3)}, "cold_grpo"),
         ({"student": SILENT, "lead": Share(-0.2, -0.3, -0.1)}, "bridge"),

@@ -19,6 +19,8 @@ LEAST_SIGNAL = 0.1
 MOST_TRUNCATED, MOST_UNPARSEABLE = 0.3, 0.5
 #: A lead smaller than this is none: what the extrapolation from a trial errs by.
 LEAD = 0.05
+#: What the bridge itself may add: a student ended up to so far above the teacher it learned from.
+BRIDGE = 0.05
 #: Labels from which half of them teach a teacher as well as all: 64 a half.
 HALVES = 128
 
@@ -109,18 +111,22 @@ def _by_trial(measured: Measured, lead: Share) -> Advice:
     )
     if lead.mean > LEAD and lead.low > 0.0:
         return _teacher_first(measured, f"{said}: more than {100 * LEAD:.0f} ahead")
-    if lead.mean < -LEAD and lead.high < 0.0:
+    if lead.mean + BRIDGE < -LEAD and lead.high + BRIDGE < 0.0:
         return Advice(
             "cold_grpo",
             (
-                f"{said}: more than {100 * LEAD:.0f} behind. The bridge carries over what the "
-                "teacher is, not what it gained",
+                f"{said}: further behind than the {100 * BRIDGE:.0f} points that a bridge may add, "
+                f"by more than {100 * LEAD:.0f}. The bridge carries over what the teacher is, not "
+                "what it gained",
             ),
         )
     return Advice(
         "too_close",
-        (f"{said}: within {100 * LEAD:.0f}, or not told from none",),
-        ("either will do by this measure; cold GRPO is the cheaper, more seeds of both decide",),
+        (
+            f"{said}: not told from a tie, where a bridge may add {100 * BRIDGE:.0f} points and "
+            f"less than {100 * LEAD:.0f} count for nothing",
+        ),
+        ("cold GRPO is the cheaper of the two; both at several seeds decide",),
     )
 
 

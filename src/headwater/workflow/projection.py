@@ -1,8 +1,8 @@
 """Where GRPO would end, from a few of its steps: log-odds of the pass rate grow with the steps.
 
-Pure and free of torch. What a few steps add to the log-odds is taken to be added again by every
-as many steps more. `docs/pilot.md` says how far that was off where it was measured.
-Suffixes: Q problems, R resamples.
+Pure and free of torch. The log-odds gained are taken to grow as a power below one of the steps:
+later steps add less than the first. `docs/pilot.md` says where the power comes from, and how far
+projections were off. Suffixes: Q problems, R resamples.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from headwater.evals.base_rates import Share
 from headwater.seeding import generator
 
 _RESAMPLES = 2000
+#: Log-odds gained grow as this power of the learning rate summed over steps.
+_POWER = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """Scores of one model on the same problems before and after a trial, means over attempts.
 
-    stretch: how many times the trial's updates the whole stage makes, in units of learning rate.
+    stretch: what `stretch` says of the stage.
     """
 
     before_Q: np.ndarray
@@ -30,12 +32,15 @@ class Trial:
 
 
 def stretch(trial_steps: int, steps: int, warmup_steps: int) -> float:
-    """Learning rate summed over all steps, by that over the trial's, for a linear warmup.
+    """How many times the log-odds that a trial gains the whole stage is taken to gain.
 
-    >>> stretch(8, 24, 0), round(stretch(8, 24, 3), 2)
-    (3.0, 3.29)
+    What counts is the learning rate summed over steps, for a linear warmup.
+
+    >>> round(stretch(8, 24, 0), 2), round(stretch(8, 24, 3), 2), stretch(8, 8, 3)
+    (1.93, 2.04, 1.0)
     """
-    return _rate_sum(steps, warmup_steps) / _rate_sum(trial_steps, warmup_steps)
+    rates = _rate_sum(steps, warmup_steps) / _rate_sum(trial_steps, warmup_steps)
+    return float(rates**_POWER)
 
 
 def _rate_sum(steps: int, warmup_steps: int) -> float:

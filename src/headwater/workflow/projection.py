@@ -16,7 +16,7 @@ from headwater.seeding import generator
 
 _RESAMPLES = 2000
 #: Log-odds gained grow as this power of the learning rate summed over steps.
-_POWER = 0.6
+_POWER = 0.55
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def stretch(trial_steps: int, steps: int, warmup_steps: int) -> float:
     What counts is the learning rate summed over steps, for a linear warmup.
 
     >>> round(stretch(8, 24, 0), 2), round(stretch(8, 24, 3), 2), stretch(8, 8, 3)
-    (1.93, 2.04, 1.0)
+    (1.83, 1.92, 1.0)
     """
     rates = _rate_sum(steps, warmup_steps) / _rate_sum(trial_steps, warmup_steps)
     return float(rates**_POWER)

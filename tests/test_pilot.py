@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from headwater import api
+from headwater.console import show_pilot
 from headwater.errors import InputError
 from headwater.ledger import Ledger
 from headwater.workflow.pilot_study import allocations, pilot_study
@@ -94,17 +98,19 @@ def test_a_run_takes_over_the_bases_and_is_charged_nothing(
     after = made(out)
     assert {name: after[name] for name in before} == before
     record = (out / "run.json").read_bytes()
-    assert call("pilot", study, "--out", out, "--trial", 0, "--json") == 0
-    capsys.readouterr()
+    options = ("--problems", 8, "--attempts", 8, "--trial", 0)
+    assert call("pilot", study, "--out", out, *options, "--json") == 0
+    untried = json.loads(capsys.readouterr().out)
+    assert untried["lead"] is None and untried["teacher"]["end"] is None
+    assert untried["student"]["rates"]["pass_rate"] == asdict(piloted.found.student.rates.pass_rate)
     assert (out / "run.json").read_bytes() == record, "a pilot leaves a run's record alone"
 
 
-def test_it_reads_in_a_terminal(
-    study: Path, piloted: api.Pilot, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ("--problems", 8, "--attempts", 8, "--trial", 1, "--out", piloted.run_dir)
-    assert call("pilot", study, *options) == 0
-    printed = capsys.readouterr().out
+def test_it_reads_in_a_terminal(piloted: api.Pilot) -> None:
+    console = Console(file=StringIO(), width=200)
+    show_pilot(console, piloted)
+    assert isinstance(console.file, StringIO)
+    printed = console.file.getvalue()
     for words in ("pass@4", "groups of 4 with signal", "advice: ", "because ", "docs/pilot.md"):
         assert words in printed
     assert "the pilot read 8 labels with 256 verifier calls, and 4 others" in printed

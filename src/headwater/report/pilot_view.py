@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -14,17 +15,19 @@ from headwater.visible import visible
 
 if TYPE_CHECKING:
     from headwater.evals.base_rates import Share
+    from headwater.workflow.advice import Verdict
     from headwater.workflow.estimate import Plan
     from headwater.workflow.pilot import PilotOutcome
+    from headwater.workflow.pilot_study import Allocation
 
-VERDICTS = {
+VERDICTS: Mapping[Verdict, str] = {
     "fix_base": "fix the base models first: neither allocation can work as they are",
     "cold_grpo": "GRPO on the student directly",
     "bridge": "GRPO on the teacher, then the bridge into the student",
     "half_split": "half of the labels to the teacher and across the bridge, half to the student",
     "too_close": "too close to call",
 }
-_ALLOCATIONS = {
+_ALLOCATIONS: Mapping[Allocation, str] = {
     "cold_grpo": "GRPO on the student",
     "bridge": "teacher, then bridge",
     "half_split": "half and half",

@@ -75,7 +75,17 @@ def study(tmp_path: Path) -> Path:
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    for verb in ("run", "plan", "eval", "verify", "report", "samples", "doctor", "recipes"):
+    for verb in (
+        "run",
+        "pilot",
+        "plan",
+        "eval",
+        "verify",
+        "report",
+        "samples",
+        "doctor",
+        "recipes",
+    ):
         assert f" {verb} " in shown
 
 

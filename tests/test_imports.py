@@ -99,6 +99,7 @@ TORCH_FREE = (
     "headwater.tasks",
     "headwater.verify",
     "headwater.evals.answers",
+    "headwater.evals.base_rates",
     "headwater.evals.batches",
     "headwater.evals.resampling",
     "headwater.evals.scores",

@@ -12,7 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headwater.api import Completions, Diagnosis, RecipeListing, RunReport, VerifiedCases
+from headwater.api import (
+    Completions,
+    Diagnosis,
+    Pilot,
+    RecipeListing,
+    RunReport,
+    VerifiedCases,
+)
 from headwater.terminal import BAD, CAUTION, GOOD, HEADING, QUIET, stderr_console
 from headwater.types import Verdict
 from headwater.visible import visible
@@ -59,6 +66,13 @@ def show_plan(console: Console, plan: Plan) -> None:
     from headwater.report.plan_view import print_plan
 
     print_plan(console, plan)
+
+
+def show_pilot(console: Console, result: Pilot) -> None:
+    """What was measured, the advice with its evidence, and what each allocation would cost."""
+    from headwater.report.pilot_view import print_pilot
+
+    print_pilot(console, result.found, result.plan)
 
 
 def show_batch(batch: BatchDone) -> None:

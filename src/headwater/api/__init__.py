@@ -12,6 +12,7 @@ from headwater.api.evaluating import (
     verify,
 )
 from headwater.api.machine import doctor, recipes, schema
+from headwater.api.pilot import Pilot, pilot
 from headwater.api.publishing import chat, export
 from headwater.api.records import (
     Completions,
@@ -28,6 +29,7 @@ from headwater.api.study import completions, follow, load, plan, report, run, sa
 __all__ = [
     "Completions",
     "Diagnosis",
+    "Pilot",
     "RecipeListing",
     "RunReport",
     "Samples",
@@ -45,6 +47,7 @@ __all__ = [
     "load",
     "named_sources",
     "opd",
+    "pilot",
     "plan",
     "pretrain",
     "recipes",

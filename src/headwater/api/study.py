@@ -64,7 +64,7 @@ def run(
     loaded = load(recipe, overrides, profile)
     outcome = run_recipe(
         loaded,
-        _run_dir(loaded, out),
+        run_folder(loaded, out),
         seeds=seeds,
         arms=arms,
         quiet=quiet,
@@ -124,7 +124,7 @@ def plan(
 
     loaded = load(recipe, overrides, profile)
     study = prepare_study(loaded, seeds=seeds, arms=arms, planning=True)
-    artifacts = _run_dir(loaded, out) / "artifacts"
+    artifacts = run_folder(loaded, out) / "artifacts"
     cached = {name for name in study.graph.nodes if (artifacts / name).is_dir()}
     device = "cuda" if loaded.compute.device == "cuda" else "cpu"
     rates = default_calibration(device)
@@ -186,7 +186,8 @@ def completions(
     return Completions(tuple(found))
 
 
-def _run_dir(recipe: Recipe, out: str | Path | None) -> Path:
+def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
+    """Where a recipe runs: `out`, or runs/NAME."""
     return Path("runs") / recipe.name if out is None else Path(out)
 
 

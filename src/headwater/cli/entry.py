@@ -14,14 +14,14 @@ from typing import cast
 
 import typer
 
-from headwater.cli import evaluating, machine, publishing, study
+from headwater.cli import evaluating, machine, pilot, publishing, study
 from headwater.cli.app import app
 from headwater.errors import HeadwaterError
 from headwater.redaction import redact
 from headwater.visible import one_line, visible
 
 #: The modules with the verbs, in the order in which `--help` lists them.
-VERBS = (study, evaluating, publishing, machine)
+VERBS = (study, pilot, evaluating, publishing, machine)
 
 # Wrong arguments, under whichever name this version of typer has for them.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)

@@ -135,6 +135,7 @@ class _Keeper:
         correct = sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts)
         values = batch.shape_metrics() | {
             "pass_rate": correct,
+            "longest_prompt_tokens": max(len(r.prompt_ids) for r in batch.rollouts),
             "tokens_per_second": tokens / seconds,
         }
         self._metrics.write(step, values)

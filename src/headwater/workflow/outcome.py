@@ -124,12 +124,12 @@ def _probes(graph: Graph, store: ArtifactStore, published: set[str]) -> tuple[Pr
             if fingerprint in published:
                 by_moment.setdefault((plan.arm, after), []).append(fingerprint)
     return tuple(
-        ProbeOutcome(arm, after, tuple(_read_probe(store, one) for one in found), tuple(found))
+        ProbeOutcome(arm, after, tuple(read_probe(store, one) for one in found), tuple(found))
         for (arm, after), found in by_moment.items()
     )
 
 
-def _read_probe(store: ArtifactStore, fingerprint: str) -> Mapping[str, Any]:
+def read_probe(store: ArtifactStore, fingerprint: str) -> Mapping[str, Any]:
     path = store.path(fingerprint) / PROBE_FILE
     try:
         found: Mapping[str, Any] = read_json_file(path)

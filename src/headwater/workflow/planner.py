@@ -89,7 +89,7 @@ def build_graph(
             f"--seeds {','.join(map(str, seeds)) or '(none)'}: expected different whole numbers "
             "from 0 up, such as 0,1,2"
         )
-    builder = _Builder(recipe, data)
+    builder = GraphBuilder(recipe, data)
     plans: list[ArmPlan] = []
     bases: dict[tuple[str, int], BasePlan] = {}
     for seed in seeds:
@@ -101,7 +101,7 @@ def build_graph(
     return Graph(builder.nodes, tuple(plans), tuple(bases.values()))
 
 
-class _Builder:
+class GraphBuilder:
     """Collects nodes; asking twice for the same stage gives the same node."""
 
     def __init__(self, recipe: Recipe, data: GraphData) -> None:

@@ -108,45 +108,71 @@ def run_study(
     view = tracked(view, study.recipe, out_dir)
     with disk_errors(out_dir), run_lock(out_dir):
         data = unchanged_data(study.sources, out_dir / RUN_FILE)
-        store = ArtifactStore(out_dir)
-        store.tidy()
         write_resolved(study.recipe, out_dir / RECIPE_FILE)
-        processes, threads = workforce(study.recipe)
-        write_record(record_of(study, threads, data), out_dir)
-        setup = WorkerSetup(
-            run_dir=out_dir.resolve(),
-            run_stage=functions.run_stage,
-            verifier=study.recipe.task.verifier,
-            verifier_workers=study.recipe.task.verifier_workers,
-            verifier_timeout_seconds=study.recipe.task.verifier_timeout_seconds,
-            verifier_correct_from=study.recipe.task.verifier_correct_from,
-            limits=study.recipe.budget.limits(),
-            stages=tuple(study.graph.nodes),
-            threads=threads,
+        write_record(record_of(study, workforce(study.recipe)[1], data), out_dir)
+        stopped = run_stages(
+            study,
+            out_dir,
+            view=view,
+            functions=functions,
             strict=strict,
-            deterministic=study.recipe.compute.deterministic,
-            ranks=ranks_of(study.recipe),
-            retries=study.recipe.compute.retries or 0,
-            every_step=view.every_step,
+            launch=launch,
+            ray=ray,
         )
-        for warning in own_code_warnings(study.recipe.task.verifier):
-            view.say(f"warning: {warning}")
-        task_of = partial(make_task, study, store)
-        executing: Executor | RayExecutor
-        if ray is None:
-            executing = Executor(study.graph, setup, processes, task_of, view, launch)
-        else:
-            compute = study.recipe.compute
-            most = compute.processes
-            executing = RayExecutor(study.graph, setup, most, task_of, view, ray, compute)
-        with view, executing as executor:
-            published = _sound(study.graph, store, view)
-            with Ledger(out_dir / LEDGER_FILE) as ledger:
-                settle_accounts(ledger, study.graph, store, published, view.say)
-            stopped = _execute(study, store, executor, functions, published, strict)
         outcome = load_outcome(out_dir, stopped)
         tell_results(view, outcome)
         return outcome
+
+
+def run_stages(
+    study: Study,
+    out_dir: Path,
+    *,
+    view: ProgressView,
+    functions: WorkerFunctions = WorkerFunctions(),
+    strict: bool = False,
+    launch: Launch = launch_worker,
+    ray: str | None = None,
+) -> BudgetExhausted | None:
+    """Run the stages that a study's graph has and `out_dir`, which the caller has locked, lacks.
+
+    Says nothing of the study in the folder. Arguments, errors: as of `run_study`. Returns the
+    budget that ended the run early.
+    """
+    store = ArtifactStore(out_dir)
+    store.tidy()
+    processes, threads = workforce(study.recipe)
+    setup = WorkerSetup(
+        run_dir=out_dir.resolve(),
+        run_stage=functions.run_stage,
+        verifier=study.recipe.task.verifier,
+        verifier_workers=study.recipe.task.verifier_workers,
+        verifier_timeout_seconds=study.recipe.task.verifier_timeout_seconds,
+        verifier_correct_from=study.recipe.task.verifier_correct_from,
+        limits=study.recipe.budget.limits(),
+        stages=tuple(study.graph.nodes),
+        threads=threads,
+        strict=strict,
+        deterministic=study.recipe.compute.deterministic,
+        ranks=ranks_of(study.recipe),
+        retries=study.recipe.compute.retries or 0,
+        every_step=view.every_step,
+    )
+    for warning in own_code_warnings(study.recipe.task.verifier):
+        view.say(f"warning: {warning}")
+    task_of = partial(make_task, study, store)
+    executing: Executor | RayExecutor
+    if ray is None:
+        executing = Executor(study.graph, setup, processes, task_of, view, launch)
+    else:
+        compute = study.recipe.compute
+        most = compute.processes
+        executing = RayExecutor(study.graph, setup, most, task_of, view, ray, compute)
+    with view, executing as executor:
+        published = _sound(study.graph, store, view)
+        with Ledger(out_dir / LEDGER_FILE) as ledger:
+            settle_accounts(ledger, study.graph, store, published, view.say)
+        return _execute(study, store, executor, functions, published, strict)
 
 
 def workforce(recipe: Recipe) -> tuple[int, int]:

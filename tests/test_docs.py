@@ -46,7 +46,7 @@ def commands() -> Iterator[Command]:
         ]
         lines += re.findall(r"`(headwater [a-z][^`\n]*)`", text)
         for line in lines:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.partition(" | ")[0], comments=True)
             while words and re.fullmatch(r"[A-Z_]+=\S*|\$", words[0]):
                 words = words[1:]
             if words[:1] == ["headwater"] and len(words) > 1:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 #: Links that lead out of docs/ in the repository, and the page that has the same on the site.
 LINKS = {
+    "../README.md#verbs": "commands.md",
     "../README.md#where-things-are": "modules.md",
     "../README.md": "index.md",
     "../benchmarks/README.md": "benchmarks.md",
@@ -57,6 +58,8 @@ def _from_root(markdown: str) -> str:
         ("](../docs/", "]("),
         ("](LICENSE)", "](index.md)"),
         ("](CHANGELOG.md", "](changelog.md"),
+        ("](CONTRIBUTING.md", "](contributing.md"),
+        ("](benchmarks/README.md", "](benchmarks.md"),
         ("](README.md#where-things-are", "](modules.md"),
         ("](README.md", "](index.md"),
         ("](../README.md", "](index.md"),

@@ -225,6 +225,7 @@ def test_a_recipe_writes_lambda_as_it_reads_it(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"lambda": 1.5}, "lambda.start = 1.5: input should be less than or equal to 1"),
+        ({"lambda": "fast"}, "lambda: found 'fast'; expected a weight; write a number from 0 to 1"),
         ({"lambda": {"start": 0.0, "end": 1.0, "schedule": "step"}}, "add over: STEPS"),
         ({"lamda": 0.5}, "did you mean 'lambda'?"),
         ({"targets": "sampled", "divergence": "forward"}, "set divergence: reverse"),

@@ -413,6 +413,8 @@ def test_who_teaches_from_outside_is_a_difference_of_teachers() -> None:
     ("kind", "settings", "message"),
     [
         ("sample_sft", "openai:big", "base_url: missing"),
+        ("sample_sft", "mine.parquet", "rollouts: found 'mine.parquet'; expected rollouts from"),
+        ("sample_sft", 5, "rollouts: found 5; expected rollouts from a place; write cache:PATH"),
         ("sample_sft", SERVED | {"key_variable": "MINE"}, "does not sound secret"),
         ("sample_sft", SERVED | {"base_url": "http://h?key=x"}, "that key_variable names"),
         ("sample_sft", "cache:/nowhere", "found no teacher rollouts there"),

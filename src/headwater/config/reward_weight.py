@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
@@ -53,6 +54,11 @@ class LambdaSchedule(Settings):
 def _constant(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return {"start": value, "end": value}
+    if not isinstance(value, Mapping | LambdaSchedule):
+        raise ValueError(
+            f"found {value!r}; expected a weight; write a number from 0 to 1, or "
+            "{start: 0, end: 1}"
+        )
     return value
 
 

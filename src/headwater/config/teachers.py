@@ -46,14 +46,24 @@ class CachedTeacher(Settings):
         return f"cache:{self.path.rstrip('/').rpartition('/')[2]}"
 
 
+_FORMS = (
+    "found {found!r}; expected rollouts from a place; write cache:PATH, or "
+    "{{source: openai:MODEL, base_url: http://HOST:PORT/v1}}"
+)
+
+
 def _written_short(value: Any) -> Any:
     """`cache:PATH`, and `openai:MODEL` in the place of the model's name."""
     if isinstance(value, str):
         kind, _, target = value.partition(":")
+        if kind not in ("cache", "openai") or not target:
+            raise ValueError(_FORMS.format(found=value))
         return {"kind": kind, "path" if kind == "cache" else "model": target}
     if isinstance(value, Mapping) and "source" in value:
         rest = {key: item for key, item in value.items() if key != "source"}
         return {**_written_short(value["source"]), **rest}
+    if not isinstance(value, Mapping | Settings):
+        raise ValueError(_FORMS.format(found=value))
     return value
 
 

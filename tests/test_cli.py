@@ -488,6 +488,25 @@ def test_saved_models_are_compared(
 
 
 @pytest.mark.slow
+def test_quiet_leaves_the_result_alone(
+    finished: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished["folder"]
+    data = ("--problems", "task:arithmetic?seed=3&count=3", "--prompt", "bare")
+    brief = ("--attempts", "1", "--max-new-tokens", "4")
+    assert call("eval", "tiny:student", *data, *brief, "--out", folder / "told") == 0
+    assert "of 3 problems" in capsys.readouterr().err
+    new = ("--arms", "cold_grpo", "--seeds", "1", "--out", folder / "quiet-run")
+    for verb in (
+        ("eval", "tiny:student", *data, *brief, "--out", folder / "quiet-eval"),
+        ("run", folder / "small.yaml", *new),
+    ):
+        assert call(*verb, "--quiet") == 0
+        printed = capsys.readouterr()
+        assert printed.err == "" and "± SE" in printed.out
+
+
+@pytest.mark.slow
 def test_a_budget_stops_a_run_with_code_3(
     finished: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,7 +145,7 @@ def test_the_script_for_a_shell_names_the_command(monkeypatch: pytest.MonkeyPatc
     from headwater.cli import entry
 
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m headwater --show-completion"],
+        ["bash", "-c", f"{sys.executable} -m headwater --show-completion; exit"],
         capture_output=True,
         text=True,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(entry.__file__).parents[2])},

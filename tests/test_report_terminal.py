@@ -122,7 +122,7 @@ def test_samples_by_kind_and_fingerprint(run_dir: Path) -> None:
 
 
 def test_samples_refuse_what_is_not_there(run_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"arm 'brigde' is not in this run; choose .*bridge"):
+    with pytest.raises(InputError, match=r"arm 'brigde' is not in this run; did you mean 'bridge'"):
         collect_samples(run_dir, arm="brigde")
     with pytest.raises(InputError, match="no rollouts in"):
         collect_samples(run_dir, stage="nothing")

@@ -135,6 +135,7 @@ def test_the_same_command_again_tells_nothing_twice(told: tuple[Path, RunOutcome
     assert events(told[0]) == before
 
 
+@pytest.mark.slow
 @accelerate
 def test_a_run_killed_after_its_checkpoint_goes_on_with_each_step_once(tmp_path: Path) -> None:
     (tmp_path / KILL_RUN).write_text("grpo")
@@ -192,6 +193,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
+@pytest.mark.slow
 @accelerate
 def test_wandb_offline_has_steps_tables_and_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

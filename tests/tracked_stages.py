@@ -75,9 +75,10 @@ def _rollout(job: StageJob, step: int, sample: int) -> dict:
 
 
 def _kill_run(job: StageJob, order: Path) -> None:
-    """Kill the run once its trackers were told of the last step, and this process with it."""
-    sent = job.output_dir.parents[1] / "trackers" / "sent" / f"{job.fingerprint}.json"
-    while not sent.exists() or json.loads(sent.read_text())["tensorboard"]["step"] < STEPS:
+    """Kill the run once its tracker has all of the last step, and this process with it."""
+    folder = job.output_dir.parents[1] / "trackers" / "tensorboard"
+    name = f"*/{job.kind}-*/*/{job.fingerprint[:8]}/events.*"
+    while sum(path.read_bytes().count(b"num_tokens") for path in folder.glob(name)) < STEPS:
         time.sleep(0.02)
     order.unlink()
     os.kill(os.getppid(), signal.SIGKILL)

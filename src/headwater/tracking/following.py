@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -95,16 +95,9 @@ class TrackedLog:
     def _log(
         self, rows: Sequence[tuple[int, Mapping[str, float]]], sent: Sent, tracker: OpenTracker
     ) -> None:
-        told, sent.step = sent.step, rows[-1][0]
-        self._keep()
-        try:
-            for step, values in rows:
+        for step, values in rows:
+            with self._marked(sent, step=step, completions=sent.completions):
                 tracker.log(values, step)
-                told = step
-        finally:
-            if told != sent.step:
-                sent.step = told
-                self._keep()
 
     def completions(self, rows: Sequence[Completion]) -> None:
         """Tell completions, by step; those of steps that a tracker was told are left out.
@@ -117,14 +110,9 @@ class TrackedLog:
                 self._tell(name, partial(self._table, new))
 
     def _table(self, rows: Sequence[Completion], sent: Sent, tracker: OpenTracker) -> None:
-        before, sent.completions = sent.completions, rows[-1].step
-        self._keep()
-        try:
-            tracker.table("completions", [one.row() for one in rows], max(rows[-1].step, sent.step))
-        except BaseException:
-            sent.completions = before
-            self._keep()
-            raise
+        last = rows[-1].step
+        with self._marked(sent, step=sent.step, completions=last):
+            tracker.table("completions", [one.row() for one in rows], max(last, sent.step))
 
     def summary(self, values: Mapping[str, float]) -> None:
         """Tell values of the run as a whole, unless they are what was told before."""
@@ -158,6 +146,19 @@ class TrackedLog:
             tell(sent, self._open[name])
         except Exception as error:  # whatever a tracker's library raises: no run ends of it
             self._trackers.fail(name, error)
+
+    @contextmanager
+    def _marked(self, sent: Sent, *, step: int, completions: int) -> Iterator[None]:
+        """Keep these marks while something is told, and from there on unless that raises."""
+        before = (sent.step, sent.completions)
+        sent.step, sent.completions = step, completions
+        self._keep()
+        try:
+            yield
+        except BaseException:
+            sent.step, sent.completions = before
+            self._keep()
+            raise
 
     def _keep(self) -> None:
         """Write how far each tracker was told; whole, since the process may be killed."""

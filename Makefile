@@ -41,6 +41,7 @@ $(EXTRAS): $(STAMP)
 	@$(PIP) 'peft>=0.17' 'bitsandbytes>=0.48' 2>/dev/null || echo "no peft here: its tests are skipped"
 	@$(PIP) 'ray[train]>=2.55' 2>/dev/null || echo "no ray here: its tests are skipped"
 	@$(PIP) -e '.[docs]' 2>/dev/null || echo "no mkdocs, no nbclient here: docs and notebook are not tested"
+	@$(PIP) gguf accelerate 2>/dev/null || echo "no gguf here: its tests are skipped"
 	@$(PIP) accelerate tensorboard wandb 2>/dev/null || echo "no trackers here: their tests are skipped"
 	@touch $@
 

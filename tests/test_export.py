@@ -22,11 +22,14 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwater import api
+from headwater.chat import Answer
+from headwater.console import show_answer
 from headwater.errors import InputError, StageError
 from headwater.models.loading import load_model
 from headwater.models.sources import materialise
 from headwater.report.model_card import base_licence
 from headwater.tasks.prompts import encode_conversation
+from headwater.terminal import stdout_console
 from headwater.workflow.record import read_record
 from test_cli import call, error_lines
 
@@ -452,11 +455,7 @@ def test_a_conversation_goes_on_after_what_cannot_be_answered(
 
 
 def test_what_a_model_writes_is_made_visible(capsys: pytest.CaptureFixture[str]) -> None:
-    from headwater.chat import Answer
-    from headwater.cli.app import stdout
-    from headwater.console import show_answer
-
-    show_answer(stdout(), Answer("x", "\x1b[31m[bold]red[/bold]", 3, "length", 0.1))
+    show_answer(stdout_console(), Answer("x", "\x1b[31m[bold]red[/bold]", 3, "length", 0.1))
     shown = capsys.readouterr().out
     assert "<U+001B>[31m[bold]red[/bold]" in shown and "cut off after 3 tokens" in shown
 

@@ -23,7 +23,7 @@ from headwater.recipes import find_recipe
         # A key of one member of a union, which its kind names.
         ("stages.opd.kl={kind: mixed, forward_wieght: 0.3}", "did you mean 'forward_weight'?"),
         ("stages.warmup.targets={kind: top_k, kk: 3}", "did you mean 'k'?"),
-        ("arms.x={teacher: [grop]}", "'opd'; did you mean 'grpo'?"),
+        ("arms.x={teacher: [grop]}", "; did you mean 'grpo'?"),
         ("arms.x={teacher: [{grpo: {kl: {estimater: k3}}}]}", "did you mean 'estimator'?"),
         ("arms.x={teacher: [{grpo: labls}]}", "did you mean 'labels'?"),
         ("arms.x={teacher: [grpo], teacher_model: techer}", "did you mean 'teacher'?"),

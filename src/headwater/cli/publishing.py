@@ -25,7 +25,7 @@ _YOU = "> "
 @verb(
     MODELS,
     "runs/quickstart --arm bridge --to my-model",
-    "runs/quickstart --arm bridge --format gguf --dtype float16 --to my-gguf",
+    "runs/quickstart --arm bridge --format gguf --to my-gguf",
 )
 def export(
     model: Annotated[

@@ -121,6 +121,28 @@ def test_an_arm_is_exported_as_transformers_loads_it(run: Path, tmp_path: Path) 
     assert not (tmp_path / "out.part").exists()
 
 
+def test_an_adapter_on_its_base_is_the_model(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    (tmp_path / "study.yaml").write_text(STUDY)
+    settings = ["seeds=[3]", "arms.nothing={student: [{sft: {steps: 1, lora: 2}}]}"]
+    settings += ["stages.sft.lr=0.01", "stages.sft.batch_size=4"]
+    api.run(
+        tmp_path / "study.yaml", tmp_path / "run", overrides=settings, arms=["nothing"], quiet=True
+    )
+    found = api.export(tmp_path / "run", tmp_path / "out", format="adapter")
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {*found.files}
+    assert "--format adapter" in (tmp_path / "out" / "README.md").read_text()
+    named = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    base = load_model(tmp_path / "run" / named["base_model_name_or_path"], dtype=torch.float32)
+    plain = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "out").merge_and_unload()
+    api.export(tmp_path / "run", tmp_path / "merged")
+    merged = weights(tmp_path / "merged")
+    assert not all(torch.equal(plain[name], merged[name]) for name in merged)
+    for name, tensor in adapted.state_dict().items():
+        torch.testing.assert_close(tensor, merged[name])
+
+
 def test_teacher_first_seed_and_dtype(run: Path, tmp_path: Path) -> None:
     found = api.export(run, tmp_path / "out", arm="bridge", role="teacher", dtype="bfloat16")
     assert found.seed == 3
@@ -242,6 +264,7 @@ def test_a_folder_that_holds_something_is_kept(
         (["--arm", "bride"], "no arm 'bride': expected one of nothing, bridge"),
         (["--arm", "bridge", "--seed", "9"], "no seed 9: expected one of 3, 4"),
         (["--arm", "nothing", "--as", "teacher"], "arm nothing has no teacher"),
+        (["--arm", "bridge", "--format", "adapter"], "was not trained through adapters; expected"),
         (["--arm", "bridge", "--dtype", "q8_0"], "--dtype q8_0 with --format hf: expected one of"),
         (["--arm", "bridge", "--push", "nobody"], "--push nobody: expected ORG/NAME"),
     ],

@@ -39,7 +39,8 @@ def export(
         typer.Option("--as", help="The arm's teacher or student; default the one evaluated."),
     ] = None,
     format: Annotated[
-        Literal["hf", "gguf"], typer.Option(help="For transformers and vLLM, or for llama.cpp.")
+        Literal["hf", "gguf", "adapter"],
+        typer.Option(help="For transformers and vLLM, for llama.cpp, or LoRA's adapter alone."),
     ] = "hf",
     dtype: Annotated[
         str | None,

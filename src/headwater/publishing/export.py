@@ -18,13 +18,16 @@ from headwater.report.results import RESULTS_FILE, read_results
 from headwater.storage import UNFINISHED, disk_errors, flush_tree
 from headwater.workflow.graph import Role
 
-Format = Literal["hf", "gguf"]
+Format = Literal["hf", "gguf", "adapter"]
 RECIPE_FILE = "recipe.yaml"
 
 _DTYPES: Mapping[str, tuple[str, ...]] = {
     "hf": ("float32", "bfloat16", "float16"),
     "gguf": ("float32", "bfloat16", "float16", "q8_0"),
+    "adapter": ("float32",),
 }
+#: Where the artifact of a stage with LoRA has its adapter, beside `model/`.
+_ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,11 @@ def export_model(
     """
     _check(settings)
     chosen = choose_model(model, arm=arm, seed=seed, role=role)
+    if settings.format == "adapter" and not _adapter_of(chosen).is_dir():
+        raise InputError(
+            f"--format adapter: {chosen.name} was not trained through adapters; expected an arm "
+            "whose last stage has lora: use --format hf"
+        )
     writing = settings.to.with_name(f"{settings.to.name}{UNFINISHED}")
     with disk_errors(settings.to), model_folder(chosen) as source:
         if source.resolve() == settings.to.resolve():
@@ -94,7 +102,11 @@ def export_model(
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
         try:
-            file = _write(source, writing, settings, dtype, chosen.name)
+            if settings.format == "adapter":
+                shutil.copytree(_adapter_of(chosen), writing, dirs_exist_ok=True)
+                file = None
+            else:
+                file = _write(source, writing, settings, dtype, chosen.name)
             _write_card(chosen, source, writing, settings, dtype, file)
             flush_tree(writing)
         except BaseException:
@@ -146,6 +158,10 @@ def _check(settings: ExportSettings) -> None:
         )
     if settings.repository is not None:
         require_pushable(settings.repository)
+
+
+def _adapter_of(chosen: ChosenModel) -> Path:
+    return Path(chosen.source).with_name(_ADAPTER)
 
 
 def _dtype(settings: ExportSettings, source: Path) -> str:
@@ -204,6 +220,7 @@ def _write_card(
         role=trained.role,
         fingerprint=trained.fingerprint,
         dtype=dtype,
+        format=settings.format,
         file=file,
         repository=settings.repository,
     )

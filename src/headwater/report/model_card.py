@@ -53,8 +53,8 @@ _UNSAID = frozenset({"kind", "micro_batch_tokens", "checkpoint_seconds"})
 class CardSubject:
     """The model a card is about: an arm's at one seed, in one role, and how it is published.
 
-    fingerprint: of the stage that made it. file: the name of its GGUF file, None for a Hugging
-    Face folder. dtype: of the weights as published. repository: where it is pushed to, if it is.
+    fingerprint: of the stage that made it. format: hf, gguf or adapter; file: the name of the
+    GGUF file. dtype: of the weights as published. repository: where it is pushed to, if it is.
     """
 
     arm: str
@@ -62,6 +62,7 @@ class CardSubject:
     role: Role
     fingerprint: str
     dtype: str
+    format: str = "hf"
     file: str | None = None
     repository: str | None = None
 

@@ -209,7 +209,8 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, what: str, text: str) -> li
     if ids is None:
         raise InputError(
             f"{what}: the tokenizer has no token for part of {text[:60]!r}; use a "
-            "model whose tokenizer covers the text (embedded models: prompt: bare, lower case)"
+            "model whose tokenizer covers the text (embedded models read their own "
+            "task only, such as 7+5=?*3=?, with prompt: bare)"
         )
     return ids[0]
 

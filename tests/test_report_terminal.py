@@ -50,6 +50,15 @@ def test_summary_has_every_arm_score_and_sentence(run_dir: Path, width: int) -> 
         assert " ".join(sentence.text.split()) in flat
 
 
+@pytest.mark.parametrize("width", [80, 95, 96, 110, 125, 126, 160])
+def test_no_column_is_cut(run_dir: Path, width: int) -> None:
+    terminal, out = console(width)
+    print_summary(read_results(run_dir), terminal)
+    heading = next(line for line in out.getvalue().splitlines() if "avg@" in line)
+    assert heading.split()[-6:] == ["labels", "calls", "tokens", "updates", "stage", "time"]
+    assert "…" not in heading
+
+
 def test_summary_says_whose_spending_and_what_time_it_shows(run_dir: Path) -> None:
     results = read_results(run_dir)
     terminal, out = console(140)

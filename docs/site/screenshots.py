@@ -38,7 +38,7 @@ def report(run: Path) -> None:
 
 def terminal(run: Path) -> None:
     """What a run's last words look like."""
-    recorder = Console(record=True, width=110, file=io.StringIO(), highlight=False)
+    recorder = Console(record=True, width=128, file=io.StringIO(), highlight=False)
     console.show_report(recorder, api.report(run))
     svg = recorder.export_svg(title=f"headwater run {run.name}")
     # the reader's own monospace: nothing is fetched from elsewhere

@@ -27,9 +27,9 @@ from headwater.report.words import closing_words, primary_hypotheses
 from headwater.terminal import BAD, CAUTION, GOOD, HEADING, QUIET, STUDENT, TEACHER
 from headwater.visible import visible
 
-_SHORT = {"verifier_calls": "calls", "generated_tokens": "tokens", "seconds": "time"}
+_SHORT = {"verifier_calls": "calls", "generated_tokens": "tokens"}
 _WHISKER_COLUMNS = 25
-_MEDIUM = 90  # console columns from which the interval has a column
+_MEDIUM = 96  # console columns from which the interval has a column
 _ROWS_AT_MOST = 20  # of a table of arms, before only families are shown
 _ALARMS_AT_MOST = _WARNINGS_AT_MOST = 6
 _VERDICTS = {
@@ -37,7 +37,7 @@ _VERDICTS = {
     "refuted": ("✗", BAD),
     "undecided": ("?", CAUTION),
 }
-_WIDE = 110  # console columns from which the whiskers fit
+_WIDE = 126  # console columns from which the whiskers fit
 _SENTENCE_STYLES = {
     "headline": HEADING,
     "next": "",
@@ -108,8 +108,8 @@ def result_table(results: Results, eval_set: str, *, width: int = _WIDE) -> Tabl
         header = low + " " * (_WHISKER_COLUMNS - len(low) - len(high)) + high
         table.add_column(header, no_wrap=True, min_width=_WHISKER_COLUMNS)
     for counter in TABLE_COUNTERS:
-        heading = COUNTER_NAMES[counter]
-        table.add_column(heading if wide else _SHORT.get(counter, heading), justify="right")
+        heading = _SHORT.get(counter, COUNTER_NAMES[counter])
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = [Text(visible(row.title)), Text(_score(row), style=HEADING)]
         if medium:

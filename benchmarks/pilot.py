@@ -34,13 +34,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--seeds", default="10-19", help="first-last")
+    arguments.add_argument("--worlds", default=",".join(WORLDS), help="which, by name")
     arguments.add_argument("--truth", action="store_true", help="train both arms")
     given = arguments.parse_args()
     first, last = map(int, given.seeds.split("-"))
     work = _gap if given.truth else _advised
-    found: dict[str, list[float]] = {world: [] for world in WORLDS}
+    found: dict[str, list[float]] = {world: [] for world in given.worlds.split(",")}
     for seed in range(first, last + 1):
-        for world in WORLDS:
+        for world in found:
             found[world].append(work(world, seed, given.out / f"seed-{seed}"))
     for world, values in found.items():
         print(f"{world}: {_interval(values) if given.truth else _counted(values)}")

@@ -229,7 +229,8 @@ def _scoring_problems(recipe: Recipe) -> list[str]:
             )
     return found + [
         f"arms.{name}.teachers with compute.scoring: vllm, whose servers hold one teacher; "
-        f"expected one for {kind}: set compute.scoring: in_process, or learn from several with warmup only"
+        f"expected one for {kind}: set compute.scoring: in_process, or learn from several by "
+        "warmup alone"
         for name, arm in recipe.arms.items()
         for kind in dict.fromkeys(item.kind for item in arm.student or () if arm.teachers)
         if kind in ("opd", "mixed")

@@ -144,8 +144,10 @@ def _make_up(one: Route, other: Route) -> Iterator[Difference]:
     if one.teacher_base != other.teacher_base:
         yield Difference("teacher_model", one.teacher_base, other.teacher_base, ("teacher",))
     for source in sorted({*one.teachers, *other.teachers}):
-        sides = [words_of(*route.teachers[source]) if source in route.teachers else None
-                 for route in (one, other)]
+        sides = [
+            words_of(*route.teachers[source]) if source in route.teachers else None
+            for route in (one, other)
+        ]
         if sides[0] != sides[1]:
             yield Difference(f"teacher of {source}", *sides, ("teacher",))
     moved = ("teacher",) if (one.teacher_base is None) != (other.teacher_base is None) else ()

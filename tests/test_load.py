@@ -33,11 +33,12 @@ from headwater.tasks.pools import Pools, make_pools
 from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.types import Problem
 from headwater.workflow import executor as executor_module
+from headwater.workflow.data_identity import DataIdentity, GraphData, identify
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import Graph, StageNode
 from headwater.workflow.launch import Launch
 from headwater.workflow.messages import Done, ProblemSet, StageTask, WorkerSetup
-from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
+from headwater.workflow.planner import build_graph
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView
 from headwater.workflow.run import make_task

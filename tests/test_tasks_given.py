@@ -12,7 +12,7 @@ from headwater.models.tiny import tiny_tokenizer
 from headwater.tasks.given import given_problems
 from headwater.tasks.problems import load_problems
 from headwater.tasks.prompts import encode_prompt, encode_prompts, render_solution
-from headwater.workflow.planner import identify
+from headwater.workflow.data_identity import identify
 
 SYSTEM = {"role": "system", "content": "be brief"}
 USER = {"role": "user", "content": "what is 2+3?"}

@@ -13,8 +13,9 @@ from headwater.config.loading import validate_recipe
 from headwater.config.recipe import Recipe
 from headwater.errors import InputError
 from headwater.types import Label, Problem
+from headwater.workflow.data_identity import DataIdentity, GraphData, identify
 from headwater.workflow.graph import ArmPlan, Graph
-from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
+from headwater.workflow.planner import build_graph
 from headwater.workflow.schedule import urgency
 
 ARMS: dict[str, Any] = {

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from headwater.config.loading import validate_recipe
+from headwater.workflow.data_identity import DataIdentity, GraphData
 from headwater.workflow.graph import Graph
-from headwater.workflow.planner import DataIdentity, GraphData, build_graph
+from headwater.workflow.planner import build_graph
 from headwater.workflow.progress import LineView, LiveView, ProgressView, clock, make_view
 
 

@@ -66,7 +66,7 @@ class StageRecord:
         graph = outcome.record.graph
         folder = outcome.run_dir / "artifacts" / fingerprint
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        source = graph.nodes[fingerprint].rollouts or fingerprint
+        source = graph.nodes[fingerprint].rollouts or fingerprint  # the default teacher's
         rollouts = outcome.run_dir / "artifacts" / source / "rollouts.parquet"
         return cls(
             kind=graph.nodes[fingerprint].kind,

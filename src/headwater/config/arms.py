@@ -11,6 +11,8 @@ from headwater.config.base import Settings
 from headwater.config.distillation import _tuple
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+#: What `Problem.source` says of a problem.
+Source = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class ChainItem(Settings):
@@ -44,10 +46,18 @@ Chain = Annotated[
 ]
 
 
+class SourceTeacher(Settings):
+    """A teacher for the problems of one source: a model, and the stages that train it."""
+
+    model: Name = "teacher"
+    chain: Chain = ()
+
+
 class Arm(Settings):
     """A route for the labels: what trains the teacher, then what trains the student.
 
     An arm without `student` is evaluated on its teacher. An empty chain is the base model.
+    `teachers` teach the problems of their sources (`Problem.source`), `teacher` all others.
     """
 
     title: Annotated[str, Field(max_length=200)] | None = None
@@ -55,6 +65,15 @@ class Arm(Settings):
     student: Chain | None = None
     teacher_model: Name = "teacher"
     student_model: Name = "student"
+    teachers: dict[Source, SourceTeacher] = Field(default_factory=dict)
+
+    @property
+    def models(self) -> Mapping[str, tuple[Name, Chain]]:
+        """Each model that it has, and the chain that trains it, by where the arm says so."""
+        own = {"teacher": (self.teacher_model, self.teacher)}
+        own["student"] = (self.student_model, self.student)
+        found = {role: (model, chain) for role, (model, chain) in own.items() if chain is not None}
+        return found | {f"teachers.{s}": (one.model, one.chain) for s, one in self.teachers.items()}
 
     @property
     def evaluates(self) -> Literal["teacher", "student"]:
@@ -65,4 +84,10 @@ class Arm(Settings):
     def _has_a_model(self) -> Self:
         if self.teacher is None and self.student is None:
             raise ValueError("an arm needs a `teacher` or a `student` chain (it may be empty: [])")
+        if self.teachers and (self.teacher is None or self.student is None):
+            raise ValueError(
+                f"teachers of {', '.join(self.teachers)} in an arm without a `teacher` or without "
+                "a `student`; expected both, for one teaches all other problems to the other: add "
+                "them (`teacher: []` is the raw teacher), or remove `teachers`"
+            )
         return self

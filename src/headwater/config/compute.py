@@ -227,14 +227,21 @@ def _scoring_problems(recipe: Recipe) -> list[str]:
                 "vllm, which scores prompts at temperature 1 only; set teacher_temperature: 1.0, "
                 "or compute.scoring: in_process"
             )
-    return found
+    return found + [
+        f"arms.{name}.teachers with compute.scoring: vllm, whose servers hold one teacher; "
+        f"expected one for {kind}: set compute.scoring: in_process, or learn from several by "
+        "warmup alone"
+        for name, arm in recipe.arms.items()
+        for kind in dict.fromkeys(item.kind for item in arm.student or () if arm.teachers)
+        if kind in ("opd", "mixed")
+    ]
 
 
 def _stages(recipe: Recipe) -> list[tuple[str, object]]:
     """Every stage of an arm with its settings, by where the recipe has it."""
     found: list[tuple[str, object]] = []
     for name, arm in recipe.arms.items():
-        for role, chain in (("teacher", arm.teacher), ("student", arm.student)):
-            for index, item in enumerate(chain or ()):
+        for role, (_, chain) in arm.models.items():
+            for index, item in enumerate(chain):
                 found.append((f"arms.{name}.{role}[{index}].{item.kind}", recipe.stage(item)))
     return found

@@ -100,17 +100,12 @@ def _item_problems(recipe: Recipe, item: ChainItem, where: str) -> list[str]:
 def arm_problems(recipe: Recipe) -> list[str]:
     found = []
     for name, arm in recipe.arms.items():
-        roles = (
-            ("teacher", arm.teacher, arm.teacher_model),
-            ("student", arm.student, arm.student_model),
-        )
-        for role, chain, model in roles:
-            if chain is None:
-                continue
+        for role, (model, chain) in arm.models.items():
             if model not in recipe.models:
+                key = f"{role}.model" if role.startswith("teachers.") else f"{role}_model"
                 found.append(
                     f"arms.{name}: model {model!r} is not one of {sorted(recipe.models)}; "
-                    f"add it under `models` or set {role}_model{near(model, recipe.models)}"
+                    f"add it under `models` or set {key}{near(model, recipe.models)}"
                 )
             for index, item in enumerate(chain):
                 where = f"arms.{name}.{role}[{index}]"
@@ -118,7 +113,7 @@ def arm_problems(recipe: Recipe) -> list[str]:
                 found += wrong
                 if item.kind == "pretrain":
                     found.append(f"{where}: pretrain belongs under models.NAME.prepare")
-                alone = role == "teacher" or arm.teacher is None
+                alone = role != "student" or arm.teacher is None
                 if alone and not wrong and recipe.learns_from_arm(item):
                     found.append(
                         f"{where}: {item.kind} needs a teacher; use it in a student chain and "

@@ -172,6 +172,11 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "student": "Stages that train the student; an arm without it is about its teacher.",
         "teacher_model": "Which of `models` is the teacher.",
         "student_model": "Which of `models` is the student.",
+        "teachers": "Other teachers by the source of the problems that they teach.",
+    },
+    "SourceTeacher": {
+        "model": "Which of `models` it is.",
+        "chain": "Stages that train it; [] is the raw model.",
     },
     "Contrast": {
         "better": "The arm expected to do better.",

@@ -96,8 +96,7 @@ def lora_problems(recipe: Recipe) -> list[str]:
     }
     chains = {f"models.{name}.prepare": spec.prepare for name, spec in recipe.models.items()}
     for name, arm in recipe.arms.items():
-        chains[f"arms.{name}.teacher"] = arm.teacher or ()
-        chains[f"arms.{name}.student"] = arm.student or ()
+        chains |= {f"arms.{name}.{role}": chain for role, (_, chain) in arm.models.items()}
     for where, chain in chains.items():
         for index, item in enumerate(chain):
             asked[f"{where}[{index}].{item.kind}"] = recipe.stage(item).lora

@@ -224,7 +224,7 @@ class Recipe(Settings):
         """Every pool that some stage of an arm or of a model's preparation reads."""
         chains = [spec.prepare for spec in self.models.values()]
         for arm in self.arms.values():
-            chains += [arm.teacher or (), arm.student or ()]
+            chains += [chain for _, chain in arm.models.values()]
         pools = (self.pool(item) for chain in chains for item in chain)
         return frozenset(pool for pool in pools if pool is not None)
 

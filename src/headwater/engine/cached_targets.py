@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -63,3 +63,25 @@ class CachedRollouts:
             with safe_open(self._folder / "head.safetensors", framework="pt") as file:
                 self._head = file.get_tensor("head_VH").to(device=device, dtype=dtype)
         return self._head
+
+
+class CachedArtifacts:
+    """Artifacts of teacher rollouts read as one, each once. Row numbers count on from artifact to
+    artifact; `examples` are (prompt ids, response ids, number of the artifact)."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._parts = [CachedRollouts(folder) for folder in dict.fromkeys(folders)]
+        self._firsts = [0, *accumulate(len(part.examples) for part in self._parts)]
+        self.examples = [
+            (prompt, response, number)
+            for number, part in enumerate(self._parts)
+            for prompt, response in part.examples
+        ]
+
+    def targets(
+        self, rows: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> TeacherTargets:
+        """The teacher's distributions on the tokens of `rows`, all of one artifact."""
+        number = self.examples[rows[0]][2]
+        own = [row - self._firsts[number] for row in rows]
+        return self._parts[number].targets(own, device, dtype)

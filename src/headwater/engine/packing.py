@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,11 +13,15 @@ from headwater.world import World
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """A prompt and completions that share it. `rows` are the caller's row numbers."""
+    """A prompt and completions that share it. `rows` are the caller's row numbers.
+
+    teacher: the number of the one that is asked; groups of different ones share no micro-batch.
+    """
 
     prompt_ids: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
     rows: tuple[int, ...]
+    teacher: int = 0
 
     @property
     def tokens(self) -> int:
@@ -63,6 +67,7 @@ def micro_batches(
     for group in ordered:
         if batch and (
             len(group.completions) != len(batch[0].completions)
+            or group.teacher != batch[0].teacher
             or padded_tokens([*batch, group]) > budget_tokens
         ):
             yield tuple(batch)
@@ -96,11 +101,13 @@ def _divided(group: PackedGroup, budget_tokens: int) -> Iterator[PackedGroup]:
         size = (size + 1) // 2
     for start in range(0, len(group.completions), size):
         end = start + size
-        yield PackedGroup(group.prompt_ids, group.completions[start:end], group.rows[start:end])
+        part = replace(group, completions=group.completions[start:end])
+        yield replace(part, rows=group.rows[start:end])
 
 
-def _longest(group: PackedGroup) -> tuple[int, int]:
+def _longest(group: PackedGroup) -> tuple[int, int, int]:
     return (
+        group.teacher,
         len(group.completions),
         max(len(group.prompt_ids), 0) + max(map(len, group.completions)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,18 @@ class ModelSize:
     def attention_parameters(self) -> int:
         """Weights of one layer's query, key and value projections."""
         return self.hidden * (self.attention_width + self.kv_values_per_token // self.layers)
+
+
+def together(sizes: Sequence[ModelSize | None]) -> ModelSize | None:
+    """Models of which each token is read by one, at most by the largest, and all are held.
+
+    None where one is not known.
+    """
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        return None
+    largest = max(known, key=lambda size: size.matmul_parameters)
+    return replace(largest, parameters=sum(size.parameters for size in known))
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:

@@ -137,8 +137,8 @@ def _routes(graph: Graph, arms: set[str]) -> tuple[Route, ...]:
         Route(
             arm=arm,
             base=route.base,
-            teacher_base=route.teacher_base,
-            taught_by=_words(route.teacher),
+            teacher_base=route.teacher_words,
+            taught_by=_words(route.taught_by),
             transfers=_words(route.transfers),
             others=_words(route.others),
         )

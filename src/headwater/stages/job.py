@@ -49,6 +49,7 @@ class StageJob:
     model_dir: Path | None = None  # initial weights
     teacher_dir: Path | None = None
     rollouts_dir: Path | None = None  # a published teacher_rollouts artifact
+    teachers: Mapping[str, Path] = field(default_factory=dict)  # source -> instead of either
     base_dir: Path | None = None  # what adapters are relative to; model_dir where not given
     options: Mapping[str, Any] = field(default_factory=dict)  # what only one kind reads
     guards: Guards = field(default_factory=Guards)

@@ -32,11 +32,12 @@ from headwater.verify.grading import Grade
 
 
 def run(job: StageJob, context: StageContext) -> None:
-    """Train `job.model_dir` on rewards and on `job.teacher_dir` for `config.steps` steps."""
+    """Train `job.model_dir` on rewards and its problems' teachers for `config.steps` steps."""
     config = job.config
     assert isinstance(config, MixedStage)
     assert job.model_dir is not None and job.teacher_dir is not None
-    check_same_tokenizer(job.model_dir, job.teacher_dir)
+    for teacher_dir in (job.teacher_dir, *job.teachers.values()):
+        check_same_tokenizer(job.model_dir, teacher_dir)
     updates = config.steps * config.updates_per_batch
     with Learner(job, context, total_steps=config.steps, updates=updates) as learner:
         trainer = _Mixed(learner, config)
@@ -80,7 +81,7 @@ class _Mixed:
             metrics |= grade_metrics(grades, rewards_PG)
         if share < 1:
             self.teacher.prepare(drawn.scores)
-        metrics |= self._update(drawn.batch, rewards_PG, advantages_N, share)
+        metrics |= self._update(drawn, rewards_PG, advantages_N, share)
         now = time.perf_counter()
         metrics |= drawn.batch.shape_metrics() | {
             "sampling_seconds": sampled - started,
@@ -103,13 +104,13 @@ class _Mixed:
 
     def _update(
         self,
-        batch: RolloutBatch,
+        drawn: Drawn,
         rewards_PG: torch.Tensor | None,
         advantages_N: torch.Tensor | None,
         share: float,
     ) -> dict[str, float]:
         """All updates on a batch; rewards and advantages are None where nothing was graded."""
-        config, learner = self.config, self.learner
+        config, learner, batch = self.config, self.learner, drawn.batch
         weights_N, denominator = batch.token_weights(
             config.normalization, self.source.sampling.max_new_tokens
         )
@@ -118,7 +119,7 @@ class _Mixed:
             policy = self.policy.of(batch, advantages_N, weights_N)
             all_teach = share < 1 or config.kl.coefficient > 0
             keep = [all_teach or not flat for flat in zero_variance(rewards_PG).tolist()]
-        groups = batch.packed(keep)
+        groups = batch.packed(keep, self.teacher.numbers(drawn.problems) if share < 1 else None)
         if not groups:
             for _ in range(config.updates_per_batch):
                 learner.updater.skip()
@@ -138,12 +139,13 @@ class _Mixed:
             if policy is not None:
                 self.policy.charge(tokens)
             if share < 1:
-                self.teacher.charge(tokens)
+                self.teacher.charge(groups)
         return metrics
 
     def _resting(self, share: float) -> tuple[FrozenModel, ...]:
         """Frozen models that have no say at this lambda."""
-        frozen = ((self.policy.reference, share > 0), (self.teacher.local, share < 1))
+        teachers = ((model, share < 1) for model in self.teacher.local)
+        frozen = ((self.policy.reference, share > 0), *teachers)
         return tuple(model for model, asked in frozen if model is not None and not asked)
 
     def _loss(
@@ -160,7 +162,7 @@ class _Mixed:
         if share < 1:
             loss = mixed_loss(
                 loss,
-                self.teacher.chunk_loss(batch, weights_N, tokens),
+                self.teacher.chunk_loss(batch, weights_N, micro, tokens),
                 reward_weight=share,
                 dense_weight=(1.0 - share) * self.config.beta,
                 temperature=temperature,

@@ -25,11 +25,12 @@ from headwater.types import LossSums
 
 
 def run(job: StageJob, context: StageContext) -> None:
-    """Train `job.model_dir` towards `job.teacher_dir` for `config.steps` steps."""
+    """Train `job.model_dir` towards its problems' teachers for `config.steps` steps."""
     config = job.config
     assert isinstance(config, OPDStage)
     assert job.model_dir is not None and job.teacher_dir is not None
-    check_same_tokenizer(job.model_dir, job.teacher_dir)
+    for teacher_dir in (job.teacher_dir, *job.teachers.values()):
+        check_same_tokenizer(job.model_dir, teacher_dir)
     with Learner(job, context, total_steps=config.steps, updates=config.steps) as learner:
         trainer = _OPD(learner, config)
         for step in learner.steps():
@@ -66,11 +67,11 @@ class _OPD:
         )
         self.teacher.prepare(drawn.scores)
         lag = self.rollouts.lag(drawn)
-        packed = batch.packed()
+        packed = batch.packed(teachers=self.teacher.numbers(problems))
         result = learner.update(packed, denominator, partial(self._loss, batch, weights_N))
         trained = sum(group.tokens for group in packed)
         learner.charge_training(trained)
-        self.teacher.charge(trained)
+        self.teacher.charge(packed)
         now = time.perf_counter()
         metrics = (
             dict(result.metrics)
@@ -93,7 +94,7 @@ class _OPD:
     ) -> LossSums:
         learner = self.learner
         tokens = pack(micro, dtype=learner.dtype, device=learner.device)
-        loss = self.teacher.chunk_loss(batch, weights_N, tokens)
+        loss = self.teacher.chunk_loss(batch, weights_N, micro, tokens)
         hidden = hidden_at_targets(learner.model, tokens)
         head = head_weight(learner.model, learner.vocab_size)
         return chunked_head_loss(hidden, head, loss)

@@ -247,15 +247,22 @@ class RolloutBatch:
         """Response tokens of each row, int64 [N]."""
         return torch.tensor([len(r.response_ids) for r in self.rollouts])
 
-    def packed(self, keep: Sequence[bool] | None = None) -> list[PackedGroup]:
-        """Groups ready for packing, numbered by row; `keep` leaves whole groups out."""
+    def packed(
+        self, keep: Sequence[bool] | None = None, teachers: Sequence[int] | None = None
+    ) -> list[PackedGroup]:
+        """Groups ready for packing, numbered by row; `keep` leaves whole groups out.
+
+        teachers: the number of each group's.
+        """
         packed, row = [], 0
         for index, group in enumerate(self.groups):
             rows = tuple(range(row, row + len(group.rollouts)))
             row += len(group.rollouts)
             if keep is None or keep[index]:
                 responses = tuple(r.response_ids for r in group.rollouts)
-                packed.append(PackedGroup(group.rollouts[0].prompt_ids, responses, rows))
+                teacher = 0 if teachers is None else teachers[index]
+                prompt = group.rollouts[0].prompt_ids
+                packed.append(PackedGroup(prompt, responses, rows, teacher))
         return packed
 
     def per_token(self, values_N: torch.Tensor, row_T: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headwater.config.stages import SampleSFTStage
-from headwater.engine.cached_targets import CachedRollouts
+from headwater.engine.cached_targets import CachedArtifacts
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.supervised import (
@@ -16,11 +16,11 @@ from headwater.stages.supervised import (
 
 
 def run(job: StageJob, context: StageContext) -> None:
-    """Train `job.model_dir` on the responses in `job.rollouts_dir`; no teacher, no vault."""
+    """Train `job.model_dir` on the responses in rollouts' folders; no teacher, no vault."""
     config = job.config
     assert isinstance(config, SampleSFTStage) and job.rollouts_dir is not None
-    cached = CachedRollouts(job.rollouts_dir)
-    examples = [Example(p, r) for p, r in cached.examples]
+    cached = CachedArtifacts((job.rollouts_dir, *job.teachers.values()))
+    examples = [Example(prompt, response) for prompt, response, _ in cached.examples]
     total = planned_steps(len(examples), config.batch_size, config.epochs, config.steps)
     with Learner(job, context, total_steps=total, updates=total) as learner:
         for step in learner.steps():

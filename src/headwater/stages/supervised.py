@@ -21,10 +21,11 @@ from headwater.types import LossSums
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and the response to learn, as token ids."""
+    """A prompt and the response to learn, as token ids, and the number of whose response it is."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    teacher: int = 0
 
 
 #: Makes the loss of a micro-batch whose `row_T` and `rows` are places in the example list.
@@ -56,7 +57,8 @@ def train_on(
     """One update on the examples at `rows`: token mean over the batch. Returns its metrics."""
     started = time.perf_counter()
     groups = [
-        PackedGroup(examples[row].prompt_ids, (examples[row].response_ids,), (row,)) for row in rows
+        PackedGroup(one.prompt_ids, (one.response_ids,), (row,), one.teacher)
+        for row, one in ((row, examples[row]) for row in rows)
     ]
     denominator = float(sum(len(examples[row].response_ids) for row in rows))
     result = learner.update(groups, denominator, partial(_loss, learner, loss_of))

@@ -11,7 +11,7 @@ from headwater.config.lora import LoRA
 from headwater.config.stages import TrainingStage
 from headwater.engine.adapters import ADAPTER, Adapters, AdapterStart, prepare_adapters
 from headwater.engine.forward import head_weight, hidden_at_targets, load_engine_model
-from headwater.engine.packing import PackedGroup, pack
+from headwater.engine.packing import PackedGroup, TokenBatch, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
 from headwater.engine.ranks import Ranks
 from headwater.engine.sharding import Sharding, recompute_layers, shard
@@ -95,10 +95,16 @@ class Trainee:
 
     def idle(self) -> LossSums:
         """A micro-batch of nothing: gathers weights and adds up gradients with the other ranks."""
-        nothing = pack([PackedGroup((0,), ((0,),), (0,))], dtype=self.dtype, device=self.device)
         for model in self._frozen:
             if not any(model is one for one in self.resting):
-                model.targets(nothing)
-        hidden = hidden_at_targets(self.model, nothing)
+                self.idle_beside(model)
+        hidden = hidden_at_targets(self.model, self._nothing())
         zero = (hidden.sum() + head_weight(self.model)[:1].sum()) * 0.0
         return LossSums(zero, 0.0)
+
+    def idle_beside(self, model: FrozenModel) -> None:
+        """Gathers a frozen model's weights with other ranks, whose micro-batches ask it."""
+        model.targets(self._nothing())
+
+    def _nothing(self) -> TokenBatch:
+        return pack([PackedGroup((0,), ((0,),), (0,))], dtype=self.dtype, device=self.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from headwater.config.stages import WarmupStage
-from headwater.engine.cached_targets import CachedRollouts
+from headwater.engine.cached_targets import CachedArtifacts
 from headwater.engine.packing import TokenBatch
 from headwater.losses.chunked_head import ChunkLoss
 from headwater.losses.token_losses import distillation_loss
@@ -18,11 +18,11 @@ from headwater.stages.supervised import Example, batch_rows, planned_steps, trai
 
 
 def run(job: StageJob, context: StageContext) -> None:
-    """Train `job.model_dir` on the distributions cached in `job.rollouts_dir`."""
+    """Train `job.model_dir` on the distributions cached in rollouts' folders."""
     config = job.config
     assert isinstance(config, WarmupStage) and job.rollouts_dir is not None
-    cached = CachedRollouts(job.rollouts_dir)
-    examples = [Example(p, r) for p, r in cached.examples]
+    cached = CachedArtifacts((job.rollouts_dir, *job.teachers.values()))
+    examples = [Example(*one) for one in cached.examples]
     total = planned_steps(len(examples), config.batch_size, config.epochs, config.steps)
     with Learner(job, context, total_steps=total, updates=total) as learner:
 

@@ -18,7 +18,7 @@ from headwater.errors import InputError
 from headwater.near_names import near
 from headwater.workflow.graph import ArmPlan, StageNode
 from headwater.workflow.reader_rollouts import hashed_settings
-from headwater.workflow.routes import Route, route_of
+from headwater.workflow.routes import Route, route_of, words_of
 from headwater.workflow.stage_work import work_of
 from headwater.workflow.study import Study
 
@@ -115,11 +115,11 @@ class _Chains:
     @classmethod
     def of(cls, study: Study, plan: ArmPlan) -> _Chains:
         route = route_of(study.graph, plan)
-        cached = [study.graph.nodes[node.rollouts] for node in route.own if node.rollouts]
+        cached = [study.graph.nodes[one] for node in route.own for one in node.read_rollouts]
         by_kind: dict[str, tuple[StageNode, ...]] = {}
-        for node in (*route.teacher, *cached, *route.own):
+        for node in (*route.taught_by, *cached, *route.own):
             by_kind[node.kind] = (*by_kind.get(node.kind, ()), node)
-        readers = [node for node in (*route.teacher, *route.own) if node.kind in READS_LABELS]
+        readers = [node for node in (*route.taught_by, *route.own) if node.kind in READS_LABELS]
         return cls(
             route=route,
             by_kind=by_kind,
@@ -132,7 +132,7 @@ class _Chains:
 
     def labels_shown(self) -> str:
         """How many labels, and of which pools."""
-        readers = (n for n in (*self.route.teacher, *self.route.own) if n.kind in READS_LABELS)
+        readers = (n for n in (*self.route.taught_by, *self.route.own) if n.kind in READS_LABELS)
         pools = dict.fromkeys(node.pool or "" for node in readers)
         return f"{len(self.labels)} of {', '.join(pools) or 'no pool'}"
 
@@ -143,6 +143,13 @@ def _make_up(one: Route, other: Route) -> Iterator[Difference]:
         yield Difference("model evaluated", one.base, other.base, ("student_model",))
     if one.teacher_base != other.teacher_base:
         yield Difference("teacher_model", one.teacher_base, other.teacher_base, ("teacher",))
+    for source in sorted({*one.teachers, *other.teachers}):
+        sides = [
+            words_of(*route.teachers[source]) if source in route.teachers else None
+            for route in (one, other)
+        ]
+        if sides[0] != sides[1]:
+            yield Difference(f"teacher of {source}", *sides, ("teacher",))
     moved = ("teacher",) if (one.teacher_base is None) != (other.teacher_base is None) else ()
     for aspect, first, second in (
         ("teacher", one.teacher, other.teacher),

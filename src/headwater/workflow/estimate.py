@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from headwater.config.recipe import Recipe
 from headwater.ledger.spending import Spending
-from headwater.models.size import ModelSize, model_configs, model_size
+from headwater.models.size import ModelSize, model_configs, model_size, together
 from headwater.workflow.cost import Machine, stage_cost
 from headwater.workflow.critical_path import Duty, Schedule, schedule
 from headwater.workflow.devices import DeviceNeed
@@ -109,13 +109,12 @@ def estimate(
     costs: dict[Any, tuple[Spending, DeviceNeed | None]] = {}
     for fingerprint, node in graph.nodes.items():
         # A teacher that samples for others is the stage's own model, not one beside it.
-        beside = (
-            sizes[graph.nodes[node.teacher].model_name] if node.teacher and node.model else None
-        )
-        asked = (work_of(study, node, mean_response), sizes.get(node.model_name), beside)
-        if asked not in costs:
-            costs[asked] = stage_cost(*asked, machine)
-        spending, need = costs[asked]
+        asked = [sizes[graph.nodes[one].model_name] for one in node.asked if node.model]
+        beside = together(asked) if asked else None
+        priced = (work_of(study, node, mean_response), sizes.get(node.model_name), beside)
+        if priced not in costs:
+            costs[priced] = stage_cost(*priced, machine)
+        spending, need = costs[priced]
         stages[fingerprint] = StageEstimate(
             fingerprint=fingerprint,
             kind=node.kind,

@@ -5,7 +5,7 @@ Pure and free of torch; `planner` makes it from a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -61,7 +61,11 @@ Role = Literal["base", "teacher", "student"]
 @dataclass(frozen=True, slots=True)
 class StageNode:
     """One distinct stage. `model`, `teacher`, `rollouts` and `base`, which adapters refer to,
-    are fingerprints of its parents."""
+    are fingerprints of its parents.
+
+    teachers: source of problems -> the fingerprint of what teaches them in the place of `teacher`
+    or, where the stage has them, of `rollouts`. sources: of its pool, the only ones it reads.
+    """
 
     fingerprint: str
     kind: str
@@ -76,14 +80,28 @@ class StageNode:
     teacher: str | None = None
     rollouts: str | None = None
     base: str | None = None
+    teachers: Mapping[str, str] = field(default_factory=dict)
+    sources: Sequence[str] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Fingerprints this stage reads, without repeats."""
-        read = (self.model, self.teacher, self.rollouts, self.base)
+        read = (self.model, self.teacher, self.rollouts, self.base, *self.teachers.values())
         return tuple(dict.fromkeys(parent for parent in read if parent))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Fingerprints of the models that it asks itself what they think, without repeats."""
+        others = () if self.rollouts else self.teachers.values()
+        return tuple(dict.fromkeys(one for one in (self.teacher, *others) if one))
+
+    @property
+    def read_rollouts(self) -> tuple[str, ...]:
+        """Fingerprints of the rollouts that it trains on, without repeats."""
+        others = self.teachers.values() if self.rollouts else ()
+        return tuple(dict.fromkeys(one for one in (self.rollouts, *others) if one))
 
     @property
     def is_evaluation(self) -> bool:
@@ -100,6 +118,7 @@ class ArmPlan:
     """One arm at one seed: its two endpoints and the evaluations of each, by evaluation set.
 
     probes: how far the student is from its teacher, at "start" and after each transfer stage.
+    teachers: source -> fingerprint of another teacher, of the problems of that source.
     """
 
     arm: str
@@ -110,6 +129,7 @@ class ArmPlan:
     teacher_evaluations: Mapping[str, str]
     student_evaluations: Mapping[str, str]
     probes: Mapping[str, str] = field(default_factory=dict)
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def endpoint(self) -> str:

@@ -148,16 +148,21 @@ def _with_labels(
     """The chain whose one label-reading stage reads the first `wanted` of its pool."""
     chains: dict[str, tuple[ChainItem, ...]] = {}
     readers = []
-    for role, chain in (("teacher", arm.teacher), ("student", arm.student)):
-        for index, item in enumerate(chain or ()):
+    for role, (_, chain) in arm.models.items():
+        for index, item in enumerate(chain):
             if item.kind in READS_LABELS:
-                readers.append((role, tuple(chain or ()), index))
+                readers.append((role, chain, index))
     if len(readers) != 1:
         raise InputError(
             f"{where}: {len(readers)} of its stages read labels and one is needed; name pools of "
             "that size in an arm of your own"
         )
     role, chain, index = readers[0]
+    if role.startswith("teachers."):
+        raise InputError(
+            f"{where}: the one stage that reads labels is {role}'s, expected the teacher's or the "
+            "student's; name a pool of that size in an arm of your own"
+        )
     pool = (study.recipe.pool(chain[index]) or "labels").partition(":")[0]
     if wanted > len(study.pools[pool]):
         raise InputError(f"{where}: needs {wanted} labels, but pool {pool!r} has fewer")

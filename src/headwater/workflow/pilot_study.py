@@ -17,8 +17,9 @@ from headwater.config.recipe import Budget, Diagnostics, Recipe
 from headwater.config.stages import READS_TEACHER, GRPOStage
 from headwater.errors import InputError
 from headwater.tasks.problems import LabelledProblems
+from headwater.workflow.data_identity import identify
 from headwater.workflow.graph import ArmPlan, Graph, Role
-from headwater.workflow.planner import GraphBuilder, identify
+from headwater.workflow.planner import GraphBuilder
 from headwater.workflow.prepare import graph_data
 from headwater.workflow.projection import stretch
 from headwater.workflow.study import Study

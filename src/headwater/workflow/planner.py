@@ -7,17 +7,18 @@ seed) meet in the same node, because a node is named by what decides its result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
+from headwater.config.arms import Arm
 from headwater.config.recipe import ChainItem, ModelSpec, Recipe
 from headwater.config.stages import READS_TEACHER
 from headwater.errors import InputError
 from headwater.models.source_names import SourceKind, describe_source
 from headwater.models.tiny_sizes import tiny_size
 from headwater.near_names import near
-from headwater.types import Label, Problem
-from headwater.workflow.digests import digest, digest_rows
+from headwater.workflow.data_identity import GraphData
+from headwater.workflow.digests import digest
 from headwater.workflow.graph import (
     GRADES,
     NEEDS_VAULT,
@@ -30,38 +31,7 @@ from headwater.workflow.graph import (
 )
 from headwater.workflow.node_settings import options_of, settled
 from headwater.workflow.reader_rollouts import hashed_settings, rollouts_stage
-
-
-@dataclass(frozen=True, slots=True)
-class DataIdentity:
-    """Hashes of a pool or evaluation set: what is asked, and what is the answer."""
-
-    problems: str
-    labels: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class GraphData:
-    """Identities of every pool and every evaluation set, by name.
-
-    verifier_code, source_files: hashes of what lies behind a verifier's or a source's name.
-    """
-
-    pools: Mapping[str, DataIdentity]
-    evals: Mapping[str, DataIdentity]
-    verifier_code: str | None = None
-    source_files: Mapping[str, str] = field(default_factory=dict)
-
-
-def identify(problems: Sequence[Problem], labels: Sequence[Label]) -> DataIdentity:
-    """Identity of a set of problems: order counts, since steps draw problems by position."""
-    asked = ([p.id, p.prompt, p.level, p.subject, *p.before] for p in problems)
-    answers = (
-        [label.problem_id, label.answer, label.solution, *([label.row] if label.row else [])]
-        for label in labels
-    )
-    return DataIdentity(digest_rows(asked), digest_rows(answers), len(problems))
+from headwater.workflow.source_teachers import Teachers
 
 
 def build_graph(
@@ -73,8 +43,8 @@ def build_graph(
 ) -> Graph:
     """The graph of a recipe for these seeds and arms (all of the recipe's by default).
 
-    Raises InputError for an arm that does not exist, seeds that are none, and a teacher nobody
-    reads.
+    Raises InputError for an arm that does not exist, seeds that are none, a teacher nobody
+    reads, and teachers of sources that a pool does not have.
     """
     chosen = list(dict.fromkeys(arms if arms is not None else recipe.arms))
     unknown = [name for name in chosen if name not in recipe.arms]
@@ -95,9 +65,9 @@ def build_graph(
     for seed in seeds:
         for name in chosen:
             plans.append(builder.arm(name, seed))
-            teacher_model = recipe.arms[name].teacher_model
-            if recipe.arms[name].teacher is not None and (teacher_model, seed) not in bases:
-                bases[teacher_model, seed] = builder.base_plan(teacher_model, seed)
+            for role, (model, _) in recipe.arms[name].models.items():
+                if role != "student" and (model, seed) not in bases:
+                    bases[model, seed] = builder.base_plan(model, seed)
     return Graph(builder.nodes, tuple(plans), tuple(bases.values()))
 
 
@@ -119,29 +89,39 @@ class GraphBuilder:
                 f"arms.{name}: trains a teacher that no stage of the student reads; add warmup, "
                 "opd or sample_sft to `student`, or remove `teacher`"
             )
-        teacher = student = None
+        student = None
         probes: dict[str, str] = {}
-        if arm.teacher is not None:
-            start = self.base(arm.teacher_model, seed)
-            teacher = self.chain(arm.teacher, start, "teacher", seed)
+        teacher = None if arm.teacher is None else self.teachers(arm, f"arms.{name}", seed)
         if arm.student is not None:
             start = self.base(arm.student_model, seed)
             student = self.chain(arm.student, start, "student", seed, teacher)
             if teacher is not None and student_reads:
                 probes = self.probes(arm.student, start, seed, teacher)
+        end = None if teacher is None else teacher.default
         return ArmPlan(
             arm=name,
             seed=seed,
             evaluates=arm.evaluates,
-            teacher=teacher,
+            teacher=end,
             student=student,
-            teacher_evaluations=self.evaluations(teacher, "teacher", seed),
+            teacher_evaluations=self.evaluations(end, "teacher", seed),
             student_evaluations=self.evaluations(student, "student", seed),
             probes=probes,
+            teachers={} if teacher is None else teacher.others,
         )
 
+    def teachers(self, arm: Arm, where: str, seed: int) -> Teachers:
+        """The teachers of an arm; `where` the recipe has it."""
+        ends = {
+            role: self.chain(chain, self.base(model, seed), "teacher", seed)
+            for role, (model, chain) in arm.models.items()
+            if role != "student"
+        }
+        others = {source: ends[f"teachers.{source}"] for source in arm.teachers}
+        return Teachers(where, ends["teacher"], others)
+
     def probes(
-        self, items: Sequence[ChainItem], start: str, seed: int, teacher: str
+        self, items: Sequence[ChainItem], start: str, seed: int, teacher: Teachers
     ) -> dict[str, str]:
         """Distances to the teacher before the first transfer stage and after each of them.
 
@@ -163,7 +143,7 @@ class GraphBuilder:
                 found[name] = self._probe(current, teacher, pool, seed)
         return found
 
-    def _probe(self, model: str, teacher: str, pool: str | None, seed: int) -> str:
+    def _probe(self, model: str, teacher: Teachers, pool: str | None, seed: int) -> str:
         config = self.recipe.diagnostics.model_dump(mode="json")
         config["sampling"] = sampling = self._sampling(config)
         return self._add(
@@ -175,7 +155,8 @@ class GraphBuilder:
             model_name=self.nodes[model].model_name,
             pool=pool,
             model=model,
-            teacher=teacher,
+            teacher=teacher.default,
+            sources=teacher.dealt(self._sources(pool))[teacher.default],
             sampling=sampling,
         )
 
@@ -221,7 +202,7 @@ class GraphBuilder:
         start: str,
         role: Role,
         seed: int,
-        teacher: str | None = None,
+        teacher: Teachers | None = None,
     ) -> str:
         """Append stages to `start`; returns the fingerprint of the last one."""
         current = start
@@ -230,7 +211,7 @@ class GraphBuilder:
         return current
 
     def _stage(
-        self, item: ChainItem, model: str, role: Role, seed: int, teacher: str | None
+        self, item: ChainItem, model: str, role: Role, seed: int, teacher: Teachers | None
     ) -> str:
         settings = self.recipe.stage(item)
         pool = self.recipe.pool(item)
@@ -239,8 +220,13 @@ class GraphBuilder:
         config, base = settled(settings.model_dump(mode="json"), spec, start, role)
         sampling = self._sampling(config)
         rollouts = None
+        asked: str | None = None
+        others: Mapping[str, str] = {}
+        if item.kind in ("opd", "mixed"):
+            assert teacher is not None, "the recipe's validators require a teacher chain"
+            asked, others = teacher.default, teacher.by_source(self._sources(pool))
         if item.kind in ("warmup", "sample_sft"):
-            rollouts = self._rollouts(config, pool, model, teacher, seed)
+            rollouts, others = self._rollouts(config, pool, model, teacher, seed)
             config["sampling"] = None  # it was the rollouts'; this stage samples nothing
             del config["rollouts"]
         elif "sampling" in config:
@@ -254,7 +240,8 @@ class GraphBuilder:
             model_name=start.model_name,
             pool=pool,
             model=model,
-            teacher=teacher if item.kind in ("opd", "mixed") else None,
+            teacher=asked,
+            teachers=others,
             rollouts=rollouts,
             base=base,
             sampling=sampling,
@@ -266,10 +253,13 @@ class GraphBuilder:
         reader: Mapping[str, Any],
         pool: str | None,
         model: str,
-        teacher: str | None,
+        teacher: Teachers | None,
         seed: int,
-    ) -> str:
-        """The cached rollouts a warmup or sample_sft reads; equal ones are one node."""
+    ) -> tuple[str, dict[str, str]]:
+        """The cached rollouts a warmup or sample_sft reads, and those of other teachers by source.
+
+        Equal ones are one node.
+        """
         sampling = self._sampling(reader)
         found = rollouts_stage(reader, sampling)
         common: dict[str, Any] = {
@@ -281,16 +271,30 @@ class GraphBuilder:
             "sampling": sampling,
         }
         if found.outside is not None:
-            return self._add(
+            outside = self._add(
                 kind="outside_rollouts",
                 model_name=found.outside,
                 model=Graph(self.nodes, ()).root(model),  # whose tokenizer they are written in
                 options={"files": self.data.source_files.get(found.outside)},
                 **common,
             )
+            return outside, {}
         assert teacher is not None, "the recipe's validators require a teacher chain"
-        name = self.nodes[teacher].model_name
-        return self._add(kind="teacher_rollouts", model_name=name, teacher=teacher, **common)
+        drawn = {
+            end: self._add(
+                kind="teacher_rollouts",
+                model_name=self.nodes[end].model_name,
+                teacher=end,
+                sources=sources,
+                **common,
+            )
+            for end, sources in teacher.dealt(self._sources(pool)).items()
+        }
+        others = teacher.by_source(self._sources(pool))
+        return drawn[teacher.default], {source: drawn[end] for source, end in others.items()}
+
+    def _sources(self, pool: str | None) -> Mapping[str, str]:
+        return {} if pool is None else self.data.pools[pool].sources
 
     def evaluations(self, model: str | None, role: Role, seed: int) -> dict[str, str]:
         """Evaluation set -> fingerprint of this model's evaluation on it."""
@@ -364,6 +368,10 @@ class GraphBuilder:
             "options": fields.get("options", {}),
             "compute": compute.identity(kind) if trains else None,
         }
+        if data and (by_source := fields.get("teachers")):
+            payload["teachers"] = [[s, by_source[s], data.sources[s]] for s in sorted(by_source)]
+        if data and (read := fields.get("sources")):
+            payload["sources"] = [[source, data.sources[source]] for source in read]
         return digest(payload)[:16]
 
     def _verifier(self) -> list[Any]:

@@ -22,6 +22,7 @@ from headwater.verify.verifiers import (
     reads_rows,
 )
 from headwater.workflow.contrasts import check_contrasts
+from headwater.workflow.data_identity import DataIdentity, GraphData, identify
 from headwater.workflow.identities import (
     own_code_warnings,
     rollout_files,
@@ -31,7 +32,7 @@ from headwater.workflow.identities import (
 )
 from headwater.workflow.matching import match_arms
 from headwater.workflow.node_settings import require_adapter_packages
-from headwater.workflow.planner import DataIdentity, GraphData, build_graph, identify
+from headwater.workflow.planner import build_graph
 from headwater.workflow.study import Study
 from headwater.workflow.study_data import POOL, read_data, unread_warnings
 

@@ -24,7 +24,7 @@ def readings_of(study: Study, published: Collection[str] = ()) -> Mapping[str, t
         where = _where(node)
         if where is None or fingerprint in published:
             continue
-        for root in {graph.root(model) for model in (node.model, node.teacher) if model}:
+        for root in {graph.root(model) for model in (node.model, *node.asked) if model}:
             if node.kind == "sft":
                 supervised[root][where] = node
             elif _sampled(study, node) > _sampled(study, longest[root].get(where)):

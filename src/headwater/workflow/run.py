@@ -227,14 +227,20 @@ def make_task(study: Study, store: ArtifactStore, fingerprint: str) -> StageTask
         teacher_dir=model_of(node.teacher),
         base_dir=model_of(node.base),
         rollouts_dir=None if node.rollouts is None else store.path(node.rollouts).resolve(),
+        teachers={
+            source: path
+            for source, one in node.teachers.items()
+            if (path := store.path(one).resolve() if node.rollouts else model_of(one))
+        },
         options=node.options,
     )
+    problem_set = f"eval:{node.eval_set}" if node.eval_set is not None else node.pool
     return StageTask(
         job=job,
         description=study.graph.describe(fingerprint),
         facts=_facts(node),
         labels=study.labels_of(node),
-        problem_set=f"eval:{node.eval_set}" if node.eval_set is not None else node.pool,
+        problem_set=f"{problem_set} of {node.sources}" if node.sources else problem_set,
     )
 
 
@@ -324,8 +330,9 @@ def _sound(graph: Graph, store: ArtifactStore, view: ProgressView) -> set[str]:
 def _tokenizer_pairs(graph: Graph) -> list[tuple[str, str]]:
     """(student's, teacher's) root sources of every arm that has both and where they differ."""
     pairs = {
-        (graph.root(plan.student), graph.root(plan.teacher))
+        (graph.root(plan.student), graph.root(teacher))
         for plan in graph.arms
-        if plan.student is not None and plan.teacher is not None
+        for teacher in (plan.teacher, *plan.teachers.values())
+        if plan.student is not None and teacher is not None
     }
     return sorted(pair for pair in pairs if pair[0] != pair[1])

@@ -33,7 +33,10 @@ class Study:
         """What a stage asks: its evaluation set or pool; nothing for a stage without either."""
         if node.eval_set is not None:
             return self.evals[node.eval_set].problems
-        return self.pools[node.pool] if node.pool is not None else ()
+        problems = self.pools[node.pool] if node.pool is not None else ()
+        if not node.sources:
+            return problems
+        return tuple(problem for problem in problems if problem.source in node.sources)
 
     def labels_of(self, node: StageNode) -> tuple[Label, ...] | None:
         """What the stage's label vault holds; None for a stage that may not see a label."""

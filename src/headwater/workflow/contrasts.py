@@ -149,7 +149,7 @@ def _make_up(one: Route, other: Route) -> Iterator[Difference]:
             for route in (one, other)
         ]
         if sides[0] != sides[1]:
-            yield Difference(f"teacher of {source}", *sides, ("teacher",))
+            yield Difference(f"teacher of {source}", sides[0], sides[1], ("teacher",))
     moved = ("teacher",) if (one.teacher_base is None) != (other.teacher_base is None) else ()
     for aspect, first, second in (
         ("teacher", one.teacher, other.teacher),

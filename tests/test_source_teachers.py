@@ -31,6 +31,7 @@ from headwater.workflow.prepare import prepare_study
 from headwater.workflow.run import make_task
 from headwater.workflow.store import ArtifactStore
 from headwater.workflow.study import Study
+from rank_runs import Part, run_on_ranks
 from stage_jobs import SAMPLING, Run, make_job, make_model, problems
 from test_estimate import recipe
 
@@ -150,6 +151,27 @@ def test_the_gradient_of_two_teachers_is_the_sum_of_their_parts(
     assert any(not torch.allclose(found[n], wrong[n], rtol=1e-2) for n in found)
     scored = both.spent()["teacher_scored_tokens"]
     assert scored == both.spent()["trained_tokens"] > 0
+
+
+def test_two_ranks_with_teachers_of_their_own_give_the_same(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    """One rank has a micro-batch of one teacher while the other has one of the other."""
+    config = OPDStage(steps=2, prompts_per_step=5, group_size=2, micro_batch_tokens=1, lr=1e-3)
+
+    def run(name: str) -> Run:
+        job = make_job(
+            "opd", config, tmp_path / name, model_dir=models["student"], problems=PROBLEMS,
+            teacher_dir=models["first"], teachers={"odd": models["second"]},
+        )  # fmt: skip
+        return Run(job)
+
+    (ours,) = run_on_ranks([Part(run("ours"))], 2, tmp_path / "ranks")
+    alone = run("alone").start()
+    for found, wanted in zip(ours.metrics(), alone.metrics(), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    ours_spent, wanted_spent = ours.spent(), alone.spent()
+    assert ours_spent == pytest.approx(wanted_spent, rel=1e-6)
 
 
 # --- plans ---------------------------------------------------------------------------------------

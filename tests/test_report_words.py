@@ -59,6 +59,21 @@ def test_headline_names_the_best_use_of_the_labels(results: Results) -> None:
     )
 
 
+def test_a_tie_names_no_highest(results: Results) -> None:
+    best = best_arm(results)
+    level = next(row.avg_at_k for row in results.rows if row.arm == best)
+    tied = results.model_copy(
+        update={
+            "rows": tuple(
+                row.model_copy(update={"avg_at_k": level}) if row.chain else row
+                for row in results.rows
+            )
+        }
+    )
+    assert "the highest of" not in closing_words(tied)[0].text
+    assert [text.endswith(" has the same.") for text in said(tied, "next")] == [True]
+
+
 def test_found_against_and_open(results: Results) -> None:
     mixed = with_differences(
         results,

@@ -123,7 +123,9 @@ def _headline(results: Results) -> str:
     else:
         start = percent(base.avg_at_k)
         opening = f"{name} took the {best.evaluates} from {start} to {reached} {measure}"
-    rank = f", the highest of {len(trained)} trained arms" if len(trained) > 1 else ""
+    rank = ""
+    if len(trained) > 1 and trained[1].avg_at_k < best.avg_at_k:
+        rank = f", the highest of {len(trained)} trained arms"
     return f"{opening} {_with_labels(best)}{rank}."
 
 
@@ -139,6 +141,8 @@ def _next_best(results: Results) -> list[Sentence]:
     if len(trained) < 2:
         return []
     best, second = trained[:2]
+    if second.avg_at_k == best.avg_at_k:
+        return [Sentence("next", f"{_in_a_sentence(second.title)} has the same.")]
     text = f"Next is {_in_a_sentence(second.title)} with {percent(second.avg_at_k)}"
     compared = any({row.better, row.than} == {best.arm, second.arm} for row in results.differences)
     if not compared and second.interval[1] >= best.interval[0]:

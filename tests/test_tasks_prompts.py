@@ -163,6 +163,8 @@ def test_a_prompt_must_ask_for_what_the_verifier_reads() -> None:
     for example, says in ((None, "no worked example to try"), (False, "was not accepted")):
         with pytest.raises(InputError, match=rf"bare asks for no form.*{says}; use prompt: boxed"):
             check_prompt_matches_verifier("bare", {"boxed"}, "math", example)
+    with pytest.raises(InputError, match="use prompt: boxed, rows with a worked `solution`, or"):
+        check_prompt_matches_verifier("bare", {"boxed"}, "math")
 
 
 def test_many_prompts_at_once_are_the_same_prompts(tokenizer: PreTrainedTokenizerBase) -> None:

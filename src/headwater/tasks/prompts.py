@@ -175,11 +175,12 @@ def check_prompt_matches_verifier(
         found = (
             "the task has no worked example to try"
             if example_accepted is None
-            else ("a worked example of the task was not accepted")
+            else "a worked example of the task was not accepted"
         )
+        shown = "rows with a worked `solution`, " if example_accepted is None else ""
         raise InputError(
             f"task.prompt: bare asks for no form of answer, and with verifier {verifier_name} "
-            f"{found}; use prompt: {' or '.join(readable) or 'boxed'}, or another verifier"
+            f"{found}; use prompt: {' or '.join(readable) or 'boxed'}, {shown}or another verifier"
         )
 
 

@@ -406,6 +406,10 @@ def test_every_problem_is_listed_at_once() -> None:
             "arms.a.student[0].grpo: steps = 0: input should be greater than 0",
         ),
         (
+            {"task": {"train": "task:arithmetic", "eval": "test.jsonl", "verifier": "math"}},
+            "task.eval = 'test.jsonl': expected names with values, such as {NAME: VALUE}",
+        ),
+        (
             {"models": {"student": {"source": "tiny:student", "prepare": [{"pretrain": "1H"}]}}},
             "models.student.prepare[0]: pretrain makes its own traces and reads no pool, but is",
         ),

@@ -33,6 +33,8 @@ def explain(model: type[BaseModel], error: Mapping[str, Any]) -> str:
         return message if key == "recipe" else f"{key}: {message}"
     found = error.get("input")
     shown = f" = {found!r}" if isinstance(found, str | int | float | bool | None) else ""
+    if error["type"] == "dict_type":
+        return f"{key}{shown}: expected names with values, such as {{NAME: VALUE}}"
     hint = near(found, _quoted(message)) if error["type"] == "literal_error" else ""
     return f"{key}{shown}: {message[0].lower()}{message[1:]}{hint}"
 

@@ -102,6 +102,12 @@ def test_a_function_that_names_its_parameters_gets_those(file: Path) -> None:
     assert [grade.verdict for grade in _grades(file, "named", items)] == [CORRECT, INCORRECT]
 
 
+def test_a_column_that_rows_lack_is_named(file: Path) -> None:
+    (grade,) = _grades(file, "named", [("up", _label())])
+    assert grade.verdict is UNPARSEABLE
+    assert grade.how.endswith("raised TypeError (no column target)")
+
+
 def test_chat_prompts_come_with_chat_completions(file: Path) -> None:
     chat = [{"role": "user", "content": "say hi"}]
     assert [g.reward for g in _grades(file, "said", [("hi", _label(prompt=chat))])] == [1.0]

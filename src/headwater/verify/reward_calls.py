@@ -36,7 +36,7 @@ def call_of(
 
     Raises TypeError for a function that takes no completions.
     """
-    accepted = accepted_names(function)
+    accepted, needed = accepted_names(function), needed_columns(function)
 
     def call(completions: str, row: str) -> str:
         arguments = _arguments(json.loads(completions), json.loads(row), accepted)
@@ -47,7 +47,8 @@ def call_of(
         except (MemoryError, RecursionError):
             raise
         except Exception as error:
-            place = _place(error)
+            absent = sorted(needed - arguments.keys())
+            place = f"TypeError (no column {', '.join(absent)})" if absent else _place(error)
             if raised is not None:
                 raised(error, place)
             return json.dumps({"raised": place})

@@ -186,3 +186,12 @@ def test_a_function_that_always_fails_ends_the_stage(tmp_path: Path) -> None:
 
     with pytest.raises(StageError, match=r"raised KeyError at test_api_stages.py:\d+ every time"):
         api.grpo("tiny:student", SUMS, broken, out=tmp_path, **GRPO)
+
+
+def test_adapters_without_their_package_are_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.workflow.node_settings.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="package peft is not installed"):
+        api.sft("tiny:student", [{"prompt": "1", "completion": "2"}], lora=2, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -27,9 +27,11 @@ from headwater.console import show_answer
 from headwater.errors import InputError, StageError
 from headwater.models.loading import load_model
 from headwater.models.sources import materialise
+from headwater.report import model_card
 from headwater.report.model_card import base_licence
 from headwater.tasks.prompts import encode_conversation
 from headwater.terminal import stdout_console
+from headwater.workflow.graph import EVALUATES, STAGE_VERSIONS
 from headwater.workflow.record import read_record
 from test_cli import call, error_lines
 
@@ -221,6 +223,10 @@ def test_card_of_a_run_without_results_says_so(run: Path, tmp_path: Path) -> Non
     assert "model-index" not in front_matter(tmp_path / "out")
 
 
+def test_cards_have_words_for_every_stage() -> None:
+    assert {*STAGE_VERSIONS} - EVALUATES <= {*model_card._KINDS}
+
+
 def test_licence_is_read_from_the_base_models_card(tiny: Path) -> None:
     assert base_licence(f"hf:{tiny}") == "unknown"
     (tiny / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n# x\n")
@@ -241,7 +247,10 @@ def test_a_folder_is_exported_with_the_card_it_has(tiny: Path, tmp_path: Path) -
 
 
 def test_a_folder_that_holds_something_is_kept(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -252,8 +261,13 @@ def test_a_folder_that_holds_something_is_kept(
     assert call("export", tiny, "--to", out, "--force", "--json") == 0
     assert "model.safetensors" in json.loads(capsys.readouterr().out)["files"]
     assert not (out / "precious").exists()
-    (line,) = error_lines(capsys, "export", tiny, "--to", tiny, "--force")
-    assert "is the model itself" in line
+    for holds in (tiny, tiny.parent):
+        (line,) = error_lines(capsys, "export", tiny, "--to", holds, "--force")
+        assert "is the model itself, or holds it" in line
+    monkeypatch.chdir(out)
+    (line,) = error_lines(capsys, "export", tiny, "--to", ".", "--force")
+    assert "holds the folder this runs in" in line
+    assert (tiny / "config.json").is_file() and (out / "config.json").is_file()
     assert (tiny / "model.safetensors").is_file()
 
 

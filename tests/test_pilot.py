@@ -12,12 +12,14 @@ import pytest
 from rich.console import Console
 
 from headwater import api
+from headwater.config.loading import validate_recipe
 from headwater.console import show_pilot
 from headwater.errors import InputError
 from headwater.ledger import Ledger
 from headwater.workflow.pilot_study import allocations, pilot_study
 from headwater.workflow.prepare import prepare_study
 from test_cli import STUDY, call
+from test_estimate import recipe
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +157,13 @@ def test_budgets_and_accounts_of_runs_do_not_meet_a_pilots(piloted: api.Pilot) -
     study = prepare_study(api.load("quickstart"), seeds=[0])
     assert study.recipe.budget.labels == 256
     assert pilot_study(study).study.recipe.budget.limits() == {}
+
+
+def test_attempts_are_drawn_as_the_arms_own_grpo_draws() -> None:
+    grpo = {"grpo": {"sampling": {"temperature": 0.7, "max_new_tokens": 9}}}
+    arms = {"bridge": {"teacher": [grpo], "student": ["opd"]}}
+    found = pilot_study(prepare_study(validate_recipe(recipe(arms=arms))))
+    nodes = found.study.graph.nodes
+    teacher, student = found.models["teacher"], found.models["student"]
+    assert nodes[teacher.attempts].sampling == grpo["grpo"]["sampling"]
+    assert nodes[student.attempts].sampling == {"temperature": 1.0, "max_new_tokens": 10}

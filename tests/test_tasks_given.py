@@ -102,3 +102,8 @@ def test_rows_that_show_what_to_say(row: Any, answer: str, before: Any) -> None:
 
 def test_a_solution_without_an_answer_closes_in_no_form() -> None:
     assert render_solution("boxed", "so it goes", "") == "so it goes"
+
+
+def test_messages_without_an_answer_are_refused_where_rows_are_kept_too() -> None:
+    with pytest.raises(InputError, match=r"row 1: messages are of system, user, expected"):
+        given_problems([{"messages": [SYSTEM, USER]}], keep_rows=True)

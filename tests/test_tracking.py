@@ -25,6 +25,7 @@ from headwater.tracking.completions import read_completions
 from headwater.tracking.names import PEER_NAMES, NamedRows
 from headwater.tracking.stage_files import stage_file
 from headwater.tracking.view import tracked, tracked_run
+from headwater.workflow.callbacks import with_callbacks
 from headwater.workflow.outcome import RunOutcome
 from headwater.workflow.prepare import prepare_study
 from headwater.workflow.progress import ProgressView
@@ -356,3 +357,18 @@ def test_the_terminal_shows_a_step_as_a_table(
     with pytest.raises(SystemExit):
         main(["samples", str(run), "--step", "2"])
     assert "--step 2 without --table" in capsys.readouterr().err
+
+
+def test_callbacks_beside_trackers_are_told_every_step_and_can_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.tracking.view.require_trackers", lambda names: None)
+    recipe = validate_recipe(RECIPE | {"report_to": ["tensorboard"]})
+    graph = prepare_study(recipe, arms=["cold"]).graph
+    asked = with_callbacks(Said(graph), [lambda event: True])
+    view = tracked(asked, recipe, tmp_path)
+    assert view.every_step and not view.stop_requested
+    stage = next(name for name, node in graph.nodes.items() if node.kind == "source")
+    view.started(stage)
+    assert view.stop_requested
+    assert not tracked(Said(graph), recipe, tmp_path).every_step

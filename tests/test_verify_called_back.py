@@ -140,3 +140,34 @@ def test_columns_that_a_function_cannot_do_without() -> None:
         return None
 
     assert needed_columns(reward) == {"answer"}
+
+
+class _Rater:
+    def __call__(self, completions: list[str]) -> list[float]:
+        return [self.rate(text) for text in completions]
+
+    def rate(self, text: str) -> float:
+        return _worth(text)
+
+
+class _Heir(_Rater):
+    pass
+
+
+def _worth(text: str) -> float:
+    return _UNIT * len(text)
+
+
+_UNIT = 1.0
+
+
+@pytest.mark.parametrize(
+    "function", [_Rater(), _Heir(), _Rater().__call__], ids=["object", "heir", "method"]
+)
+def test_what_the_methods_of_a_called_object_use_is_part_of_its_name(
+    function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = offer(function, "mine")
+    assert offer(function, "mine") == before
+    monkeypatch.setitem(globals(), "_UNIT", 2.0)
+    assert offer(function, "mine") != before

@@ -96,8 +96,11 @@ def export_model(
         )
     writing = settings.to.with_name(f"{settings.to.name}{UNFINISHED}")
     with disk_errors(settings.to), model_folder(chosen) as source:
-        if source.resolve() == settings.to.resolve():
-            raise InputError(f"{settings.to} is the model itself; give --to another folder")
+        if source.resolve().is_relative_to(settings.to.resolve()):
+            raise InputError(
+                f"--to {settings.to} is the model itself, or holds it: expected a folder apart "
+                "from it; give another"
+            )
         dtype = _dtype(settings, source)
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
@@ -149,6 +152,11 @@ def _check(settings: ExportSettings) -> None:
             f"{', '.join(allowed)}"
         )
     to = settings.to
+    if Path.cwd().is_relative_to(to.resolve()):
+        raise InputError(
+            f"--to {to} holds the folder this runs in, which cannot be replaced: expected a new "
+            "or empty folder; give another"
+        )
     if to.exists() and not to.is_dir():
         raise InputError(f"--to {to} is a file: expected a folder, new or empty; give another")
     if to.is_dir() and any(to.iterdir()) and not settings.force:

@@ -40,6 +40,8 @@ _KINDS: Mapping[str, str] = {
     "teacher_rollouts": "sampled answers, kept with its distribution over tokens",
     "warmup": "forward KL to the teacher on the teacher's own answers",
     "opd": "on-policy distillation: the student's own answers, each token scored by the teacher",
+    "outside_rollouts": "answers of a teacher from outside the study, kept",
+    "mixed": "GRPO on labels and on-policy distillation at once, mixed by lambda",
     "sample_sft": "trained on the teacher's answers (cross-entropy)",
     "source": "fetched",
 }
@@ -266,6 +268,8 @@ def _plain(value: object) -> str:
 
 def _tags(graph: Graph, fingerprint: str) -> list[str]:
     kinds = {graph.nodes[one].kind for one in graph.closure([fingerprint])}
+    if "mixed" in kinds:
+        kinds |= {"grpo", "opd"}
     names = {"grpo": "grpo", "opd": "on-policy-distillation", "sft": "sft"}
     return [tag for kind, tag in names.items() if kind in kinds]
 

@@ -11,7 +11,7 @@ from headwater.config.stages import Sampling
 from headwater.config.teachers import OpenAITeacher
 from headwater.errors import StageError
 from headwater.models.vocabulary import usable_vocabulary
-from headwater.tasks.prompts import encode_prompt, encode_response, render
+from headwater.tasks.prompts import chat_messages, encode_prompt, encode_response
 from headwater.types import FinishReason, Problem
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class OpenAIDialogue:
         if self.teacher.api == "completions":
             body["prompt"] = encode_prompt(self.tokenizer, problem, self.prompt_form)
             return body | {"logprobs": max(self.top_k, 1), "return_tokens_as_token_ids": True}
-        body["messages"] = [{"role": "user", "content": render(problem, self.prompt_form)}]
+        body["messages"] = chat_messages(problem, self.prompt_form)
         return body | ({"logprobs": True, "top_logprobs": self.top_k} if self.top_k else {})
 
     def read(self, problem: Problem, count: int, answer: Mapping[str, Any]) -> list[Response]:

@@ -48,7 +48,7 @@ def copy_cached(
     """
     path = path.expanduser()
     cache = _Cache(path, config, tokenizer)
-    chosen = cache.choose(job.problems, config.rollouts_per_prompt)
+    chosen = cache.choose(job, config.rollouts_per_prompt)
     size = config.prompts_per_batch * config.rollouts_per_prompt
     rows: list[dict[str, Any]] = []
     for step, start in enumerate(range(0, len(chosen), size)):
@@ -99,22 +99,36 @@ class _Cache:
         self._vocabulary = usable_vocabulary(self.tokenizer)
         self._cached = CachedRollouts(self.path) if self._artifact else None
 
-    def choose(
-        self, problems: Sequence[Problem], count: int
-    ) -> list[tuple[Problem, int, dict[str, Any]]]:
-        """The first `count` rollouts of each problem: (problem, sample, row with its "place")."""
+    def choose(self, job: StageJob, count: int) -> list[tuple[Problem, int, dict[str, Any]]]:
+        """The first `count` rollouts of each problem: (problem, sample, row with its "place").
+
+        Problems that end in the same question after other messages are told apart by prompt_ids.
+        """
+        problems = job.problems
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for place, row in enumerate(self._rows):
             found[row["prompt"]].append({**row, "place": place})
-        short = [p for p in problems if len(found.get(p.prompt, ())) < count]
+        befores: dict[str, set[tuple[tuple[str, str], ...]]] = defaultdict(set)
+        for problem in problems:
+            befores[problem.prompt].add(problem.before)
+
+        def rows_of(problem: Problem) -> list[dict[str, Any]]:
+            rows = found.get(problem.prompt, [])
+            if len(befores[problem.prompt]) == 1:
+                return rows
+            ids = encode_prompt(self.tokenizer, problem, job.prompt_form)
+            return [row for row in rows if row.get("prompt_ids") == ids]
+
+        own = {problem.id: rows_of(problem) for problem in problems}
+        short = [p for p in problems if len(own[p.id]) < count]
         if short:
-            has = len(found.get(short[0].prompt, ()))
+            has = len(own[short[0].id])
             raise InputError(
                 f"{self.path}: {has} rollouts of problem {short[0].id!r} and of {len(short) - 1} "
                 f"others fewer than wanted; expected {count} of each of the pool's {len(problems)} "
                 "problems; name the pool they were made for, or lower teacher_rollouts_per_prompt"
             )
-        return [(p, n, row) for p in problems for n, row in enumerate(found[p.prompt][:count])]
+        return [(p, n, row) for p in problems for n, row in enumerate(own[p.id][:count])]
 
     def row(
         self, job: StageJob, step: int, problem: Problem, sample: int, found: Mapping[str, Any]

@@ -80,6 +80,12 @@ def render(problem: Problem, form: str) -> str:
     return problem.prompt if instruction is None else f"{problem.prompt}\n\n{instruction}"
 
 
+def chat_messages(problem: Problem, form: str) -> list[dict[str, str]]:
+    """The messages before a problem's question, and the question."""
+    said = [*problem.before, ("user", render(problem, form))]
+    return [{"role": role, "content": text} for role, text in said]
+
+
 def render_solution(form: str, solution: str | None, answer: str) -> str:
     r"""The supervised response: the worked solution, ending in the answer as the form asks.
 
@@ -106,7 +112,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, form: st
     The model's own chat template, with thinking switched off where the template knows it.
     Raises InputError for a tokenizer without a template or without a token for some character.
     """
-    return _encode_chat(tokenizer, f"problem {problem.id!r}", _messages(problem, form))
+    return _encode_chat(tokenizer, f"problem {problem.id!r}", chat_messages(problem, form))
 
 
 def encode_conversation(
@@ -127,7 +133,7 @@ def encode_prompts(
         return []
     ids = None
     if tokenizer.chat_template:
-        chats = [render_messages(tokenizer, _messages(p, form)) for p in problems]
+        chats = [render_messages(tokenizer, chat_messages(p, form)) for p in problems]
         ids = _known_ids(tokenizer, chats)
     # One by one where something is wrong, which names the problem.
     return ids or [encode_prompt(tokenizer, problem, form) for problem in problems]
@@ -182,12 +188,6 @@ def check_prompt_matches_verifier(
             f"task.prompt: bare asks for no form of answer, and with verifier {verifier_name} "
             f"{found}; use prompt: {' or '.join(readable) or 'boxed'}, {shown}or another verifier"
         )
-
-
-def _messages(problem: Problem, form: str) -> list[dict[str, str]]:
-    """The messages before a problem's question, and the question."""
-    said = [*problem.before, ("user", render(problem, form))]
-    return [{"role": role, "content": text} for role, text in said]
 
 
 def _encode_chat(

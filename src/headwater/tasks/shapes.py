@@ -97,7 +97,7 @@ class Shape:
         try:
             return self.text(row)
         except InputError:
-            if not self.keeps_rows:
+            if not self.keeps_rows or not any(row.values.get(name) for name in _PROMPT_COLUMNS):
                 raise
             return _prompt_alone(row)
 
@@ -251,9 +251,8 @@ def _prompt_alone(row: Row) -> tuple[str, str, str | None]:
     return _text(row, "problem" if "problem" in row.values else "question"), "", None
 
 
-_PROMPTS_ALONE = tuple(
-    ("prompts", (column,), _prompt_alone) for column in ("prompt", "problem", "question")
-)
+_PROMPT_COLUMNS = ("prompt", "problem", "question")
+_PROMPTS_ALONE = tuple(("prompts", (column,), _prompt_alone) for column in _PROMPT_COLUMNS)
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:

@@ -144,6 +144,16 @@ class _TrackedView(ProgressView):
         self._slow = False  # some tracker was not waited for any longer
         self._leaving = ExitStack()
 
+    @property
+    def every_step(self) -> bool:
+        """As the other view wants it."""
+        return self._view.every_step
+
+    @property
+    def stop_requested(self) -> bool:
+        """As the other view says."""
+        return self._view.stop_requested
+
     def found(self, published: int) -> None:
         """Tell of stages that were published before what their trackers were not told yet."""
         self._view.found(published)

@@ -15,9 +15,9 @@ _PLAIN = str | int | float | bool | None
 def describe_function(function: Callable[..., Any]) -> Any:
     """Source, defaults, captured and global values of a function or callable object, as JSON.
 
-    Functions of the same module that its code names are described too, and the attributes of what
-    is called; functions of other modules, and objects that are neither plain values nor called, are
-    described by their names alone.
+    Functions of the same module that its code names are described too, and, of a method or what is
+    called, the attributes and the methods of its class; functions of other modules, and objects
+    that are neither plain values nor called, are described by their names alone.
     """
     return _describe(function, set())
 
@@ -37,8 +37,11 @@ def _describe(value: Any, seen: set[int]) -> Any:
     if isinstance(value, functools.partial):
         return [_describe(part, seen) for part in (value.func, value.args, value.keywords)]
     if isinstance(value, MethodType):
-        own = getattr(value.__self__, "__dict__", {})
-        return [_describe(part, seen) for part in (value.__func__, own)]
+        owner = value.__self__
+        if isinstance(owner, type):
+            return [_describe(value.__func__, seen), _of_class(owner, seen)]
+        own = _describe(getattr(owner, "__dict__", {}), seen)
+        return [_describe(value.__func__, seen), own, _of_class(type(owner), seen)]
     if isinstance(value, FunctionType):
         return _of_function(value, seen)
     if isinstance(value, ModuleType):
@@ -48,7 +51,22 @@ def _describe(value: Any, seen: set[int]) -> Any:
     kind = type(value)
     if not callable(value):
         return [kind.__module__, kind.__qualname__]
-    return [kind.__module__, _source(kind), _describe(getattr(value, "__dict__", {}), seen)]
+    own = _describe(getattr(value, "__dict__", {}), seen)
+    return [kind.__module__, _of_class(kind, seen), own]
+
+
+def _of_class(kind: type, seen: set[int]) -> Any:
+    """Source and methods of a class, and of those of the same module that it inherits from."""
+    found: list[Any] = []
+    for base in kind.__mro__:
+        if base.__module__ != kind.__module__:
+            found.append([base.__module__, base.__qualname__])
+            continue
+        parts = vars(base).values()
+        methods = (getattr(part, "__func__", getattr(part, "fget", part)) for part in parts)
+        described = [_describe(one, seen) for one in methods if isinstance(one, FunctionType)]
+        found.append([_source(base), described])
+    return found
 
 
 def _of_function(function: FunctionType, seen: set[int]) -> Any:

@@ -46,12 +46,21 @@ _NO_METRICS = frozenset({"step", "total"})
 class CallbackView(ProgressView):
     """Another view, and callbacks beside it."""
 
-    every_step = True
-
     def __init__(self, view: ProgressView, callbacks: Sequence[Callback]) -> None:
         super().__init__(view.graph)
         self._view = view
         self._callbacks = tuple(callbacks)
+        self._stops = False
+
+    @property
+    def every_step(self) -> bool:
+        """Callbacks are told every step."""
+        return True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a callback returned True."""
+        return self._stops
 
     def found(self, published: int) -> None:
         """So many stages are already published."""
@@ -121,4 +130,4 @@ class CallbackView(ProgressView):
         event = Event(name, kind, fingerprint, stage.step, stage.total, numbers, words)
         for callback in self._callbacks:
             if callback(event) is True:
-                self.stop_requested = True
+                self._stops = True

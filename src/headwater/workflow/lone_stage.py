@@ -15,6 +15,7 @@ from headwater.errors import InputError
 from headwater.tasks.pools import Pools
 from headwater.tasks.problems import LabelledProblems
 from headwater.workflow.graph import Graph
+from headwater.workflow.node_settings import require_adapter_packages
 from headwater.workflow.planner import build_graph
 from headwater.workflow.prepare import (
     check_models,
@@ -76,6 +77,7 @@ def study_of(stage: LoneStage) -> tuple[Study, str]:
     end = plan.endpoint
     alone = replace(plan, student_evaluations={}, teacher_evaluations={}, probes={})
     graph = Graph({name: whole.nodes[name] for name in whole.closure([end])}, (alone,))
+    require_adapter_packages(graph)
     study = Study(recipe, graph, pools, {})
     check_solutions(study)
     return study, end

@@ -101,7 +101,7 @@ def pilot_study(
     count = _problems(problems, len(labels.problems))
     trial_labels = len(labels.problems) - count
     tried = LabelledProblems.of(labels.problems[-count:], labels.labels[-count:])
-    builder = _PilotBuilder(recipe, study, tried, attempts)
+    builder = _PilotBuilder(recipe, study, tried, attempts, whole)
     models = {}
     for role, name in names.items():
         models[role] = builder.model(name, role)
@@ -224,7 +224,12 @@ class _PilotBuilder(GraphBuilder):
     """A recipe's base models, with the stages that only a pilot has."""
 
     def __init__(
-        self, recipe: Recipe, study: Study, tried: LabelledProblems, attempts: int
+        self,
+        recipe: Recipe,
+        study: Study,
+        tried: LabelledProblems,
+        attempts: int,
+        whole: Mapping[Role, GRPOStage],
     ) -> None:
         data = graph_data(recipe, study.pools, {PILOT: tried})
         rest = _rest(len(study.pools["labels"]) - len(tried.problems))
@@ -232,6 +237,7 @@ class _PilotBuilder(GraphBuilder):
         super().__init__(recipe, replace(data, pools={**data.pools, rest: others}))
         self._seed = recipe.seeds[0]
         self._evaluation = Evaluation(attempts=attempts)
+        self._whole = whole
 
     def model(self, name: str, role: Role) -> PilotModel:
         """A base model and attempts of it."""
@@ -245,9 +251,9 @@ class _PilotBuilder(GraphBuilder):
         return replace(model, trial=trial, after_trial=after, stretch=times)
 
     def attempts(self, model: str, role: Role) -> str:
-        """Attempts of a model at the pilot's problems, drawn as GRPO would."""
+        """Attempts of a model at the pilot's problems, drawn as its GRPO would."""
         config = self._evaluation.model_dump(mode="json")
-        grpo = self.recipe.stages.grpo.model_dump(mode="json")
+        grpo = self._whole[role].model_dump(mode="json")
         config["sampling"] = sampling = self._sampling(grpo)
         return self._add(
             kind="evaluate",

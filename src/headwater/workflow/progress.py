@@ -64,14 +64,7 @@ class _Running:
 
 
 class ProgressView:
-    """Keeps track of a run and shows nothing; a context that ends the display.
-
-    every_step: workers are to tell every step, not only a few a second. stop_requested: whether
-    the run is to save and stop.
-    """
-
-    every_step = False
-    stop_requested = False
+    """Keeps track of a run and shows nothing; a context that ends the display."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -79,6 +72,16 @@ class ProgressView:
         self.done = 0
         self.total = len(graph.nodes)
         self.began = time.monotonic()
+
+    @property
+    def every_step(self) -> bool:
+        """Whether workers are to tell every step, not only a few a second."""
+        return False
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run is to save and stop."""
+        return False
 
     def found(self, published: int) -> None:
         """So many stages are already published."""

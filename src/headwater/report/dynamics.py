@@ -57,8 +57,9 @@ THRESHOLDS: tuple[Threshold, ...] = (
     Threshold(
         "zero_variance_share",
         lambda now, start: now > 0.8,
-        "{now:.0%} of groups have no reward signal: use harder or easier problems, larger groups, "
-        "or dynamic_sampling; with a high pass rate there is nothing left to learn here",
+        "{now:.0%} of groups have no reward signal: with a low pass rate use easier problems, or "
+        "sft first; with a high one harder problems, or stop, for nothing is left to learn here; "
+        "in between larger groups, or dynamic_sampling",
     ),
     Threshold(
         "sampler_gap",

@@ -110,7 +110,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(
         f"About {duration(plan.to_do.seconds)} to go; nothing was trained. Tokens are upper bounds "
         "(each response as long as it may get, unless --mean-response says less); FLOPs, time and "
-        "memory are orders of magnitude."
+        "memory are orders of magnitude. Budgets limit training; evaluation's labels are its own."
     )
 
 

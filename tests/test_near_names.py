@@ -33,7 +33,7 @@ from headwater.recipes import find_recipe
         ("contrasts=[{better: briddge, than: cold_grpo}]", "is not an arm; did you mean 'bridge'?"),
         ("contrasts=[{better: bridge, then: cold_grpo}]", "did you mean 'than'?"),
         ("hypotheses={a: {statment: x, claims: []}}", "did you mean 'statement'?"),
-        ("arms={paper: {teachers: [techer]}}", "did you mean 'teacher'?"),
+        ("arms=[{paper: {teachers: [techer]}}]", "did you mean 'teacher'?"),
         ("profile={x: {}}", "profile: unknown key; did you mean 'profiles'?"),
         ("evaluation.sampling.temprature=1", "did you mean 'temperature'?"),
         ("compute.device=cdua", "did you mean 'cuda'?"),

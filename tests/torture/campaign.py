@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headwater import api
+from headwater.api import study as verbs
 from headwater.report.outcome import results_of
 from headwater.report.results import write_results
 from headwater.workflow.progress import ProgressView
@@ -91,7 +91,7 @@ class Attempt:
             view = ProgressView(study.graph)
             outcome = run_study(study, folder, view=view, launch=launcher(prepare))
             if report:
-                api._write_report(outcome)
+                verbs._write_report(outcome)
             else:
                 write_results(results_of(outcome), folder)
             return 0

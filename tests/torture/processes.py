@@ -30,7 +30,7 @@ _PRELOADED = (
     "transformers.generation.configuration_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
-    "headwater.api",
+    "headwater.api.study",
     "headwater.report.files",
     "headwater.report.outcome",
     "headwater.stages.source",

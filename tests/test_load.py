@@ -153,7 +153,9 @@ def test_a_row_takes_as_much_memory_in_a_larger_file(tmp_path: Path) -> None:
     peaks = {}
     for count in (1_000, 4_000):
         source = write_problems(tmp_path / f"{count}.jsonl", count)
-        peaks[count] = peak_bytes(lambda source=source: divide(source, held_out)) / count
+        # the lesser of two: the first may fill caches, and other tests' threads allocate too
+        peak = min(peak_bytes(lambda source=source: divide(source, held_out)) for _ in range(2))
+        peaks[count] = peak / count
     assert peaks[4_000] < 1.3 * peaks[1_000]
     assert peaks[4_000] < 1_800  # bytes a row, of which the normalised text is about 500
 

@@ -56,7 +56,7 @@ def test_one_prediction_on_the_command_line(capsys: pytest.CaptureFixture[str]) 
         main(["verify", "--explain", "--prediction", "\\boxed{7}\x1b[31m", "--gold", "7.0"])
     shown = capsys.readouterr().out
     assert not ended.value.code
-    assert "from the last complete \\boxed{}" in shown and "1 cases: 1 correct" in shown
+    assert "from the last complete \\boxed{}" in shown and "1 case: 1 correct" in shown
     with pytest.raises(SystemExit) as ended:
         main(["verify", "--gold", "7"])
     assert ended.value.code == 2

@@ -101,7 +101,10 @@ def read_record(run_dir: Path) -> RunRecord:
         plain = unsealed(read_json_file(path))
         if plain.pop("format") != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}")
-        nodes = [StageNode(**node) for node in plain.pop("nodes")]
+        nodes = [
+            StageNode(**node | {"sources": tuple(node.get("sources", ()))})
+            for node in plain.pop("nodes")
+        ]
         _check_nodes(nodes)
         graph = Graph(
             {node.fingerprint: node for node in nodes},

@@ -77,7 +77,7 @@ def test_a_command_is_one_that_the_program_has(command: Command) -> None:
     for word in rest:
         if word.startswith("-") and not re.fullmatch(r"-\d.*", word):
             assert word.partition("=")[0] in known[verb], f"{verb} has no {word}"
-    if verb in ("run", "plan") and rest and rest[0] in SHIPPED:
+    if verb in ("run", "plan", "pilot") and rest and rest[0] in SHIPPED:
         given = [value for word, value in pairwise(rest) if word == "--set"]
         profile = [value for word, value in pairwise(rest) if word == "--profile"]
         load_recipe(find_recipe(rest[0]), given, *profile)

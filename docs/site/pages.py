@@ -10,8 +10,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from headwater.cli.app import app
-from headwater.cli.entry import VERBS
+from headwater.cli.entry import app
 from headwater.config.reference import recipe_reference
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +69,6 @@ def _from_root(markdown: str) -> str:
 
 def commands() -> str:
     """Every verb with its arguments and options, as the command line has them."""
-    assert VERBS
     group: Any = typer.main.get_command(app)
     parts = ["# Commands\n\nEvery verb; `headwater VERB --help` says the same with examples.\n"]
     for name, command in group.commands.items():

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headwater.config.stages import GRPOStage, MixedStage, OPDStage
+from headwater.config.stages import GRPOStage, MixedStage, OPDStage, Sampling
 from headwater.rollout.engines import Serving
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource
@@ -30,11 +30,21 @@ from headwater.types import FinishReason, Problem, Rollout, RolloutGroup
 Score = Callable[[Sequence[Rollout]], Any]
 
 
-def serving_of(learner: Learner) -> Serving:
-    """What servers that sample need to know of a model in training."""
+def source_of(learner: Learner, sampling: Sampling | None) -> RolloutSource:
+    """Rollouts of the model in training, by this process or by servers."""
     job, closing = learner.job, learner.context.closing
     assert job.model_dir is not None
-    return Serving(job.model_dir, job.checkpoint_dir, closing, lambda: learner.updater.steps_done)
+    return RolloutSource(
+        job,
+        learner.model,
+        learner.tokenizer,
+        sampling,
+        serving=Serving(
+            job.model_dir, job.checkpoint_dir, closing, lambda: learner.updater.steps_done
+        ),
+        on_fewer_rows=learner.halved_rows,
+        world=learner.world,
+    )
 
 
 @dataclass(frozen=True, slots=True)

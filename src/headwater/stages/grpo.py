@@ -13,12 +13,12 @@ from headwater.engine.forward import head_weight, hidden_at_targets
 from headwater.engine.packing import PackedGroup, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.grpo import group_advantages, zero_variance
-from headwater.stages.ahead import StepRollouts, serving_of
+from headwater.stages.ahead import StepRollouts, source_of
 from headwater.stages.grading import Graded, apart, grade_groups, grade_metrics, rewards_of
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.policy_term import PolicyBatch, PolicyTerm
-from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource, readable_rows
+from headwater.stages.rollouts import ProblemStream, RolloutBatch, readable_rows
 from headwater.types import LossSums, Problem
 from headwater.verify.grading import Grade
 
@@ -40,15 +40,7 @@ class _GRPO:
         job = learner.job
         self.learner, self.config = learner, config
         self.stream = ProblemStream(job.problems, job.seed, job.stream)  # of dynamic sampling
-        self.source = RolloutSource(
-            job,
-            learner.model,
-            learner.tokenizer,
-            config.sampling,
-            serving=serving_of(learner),
-            on_fewer_rows=learner.halved_rows,
-            world=learner.world,
-        )
+        self.source = source_of(learner, config.sampling)
         self.rollouts = (
             None if config.dynamic_sampling else StepRollouts(learner, config, self.source)
         )

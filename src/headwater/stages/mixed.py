@@ -20,12 +20,12 @@ from headwater.losses.grpo import group_advantages, zero_variance
 from headwater.losses.mixed import mixed_loss
 from headwater.models.compatibility import check_same_tokenizer
 from headwater.rollout.scoring import FrozenModel
-from headwater.stages.ahead import Drawn, StepRollouts, serving_of
+from headwater.stages.ahead import Drawn, StepRollouts, source_of
 from headwater.stages.grading import apart, grade_groups, grade_metrics, rewards_of
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
 from headwater.stages.policy_term import PolicyBatch, PolicyTerm
-from headwater.stages.rollouts import RolloutBatch, RolloutSource, readable_rows
+from headwater.stages.rollouts import RolloutBatch, readable_rows
 from headwater.stages.teacher_term import TeacherTerm
 from headwater.types import LossSums
 from headwater.verify.grading import Grade
@@ -49,15 +49,7 @@ def run(job: StageJob, context: StageContext) -> None:
 class _Mixed:
     def __init__(self, learner: Learner, config: MixedStage) -> None:
         self.learner, self.config = learner, config
-        self.source = RolloutSource(
-            learner.job,
-            learner.model,
-            learner.tokenizer,
-            config.sampling,
-            serving=serving_of(learner),
-            on_fewer_rows=learner.halved_rows,
-            world=learner.world,
-        )
+        self.source = source_of(learner, config.sampling)
         temperature = self.source.sampling.temperature
         self.policy = PolicyTerm(learner, config, temperature)
         self.teacher = TeacherTerm(learner, config, config.divergence, temperature)

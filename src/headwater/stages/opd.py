@@ -16,10 +16,10 @@ from headwater.engine.forward import head_weight, hidden_at_targets
 from headwater.engine.packing import PackedGroup, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.models.compatibility import check_same_tokenizer
-from headwater.stages.ahead import StepRollouts, serving_of
+from headwater.stages.ahead import StepRollouts, source_of
 from headwater.stages.job import StageContext, StageJob
 from headwater.stages.learner import Learner
-from headwater.stages.rollouts import RolloutBatch, RolloutSource, readable_rows
+from headwater.stages.rollouts import RolloutBatch, readable_rows
 from headwater.stages.teacher_term import TeacherTerm
 from headwater.types import LossSums
 
@@ -41,15 +41,7 @@ def run(job: StageJob, context: StageContext) -> None:
 class _OPD:
     def __init__(self, learner: Learner, config: OPDStage) -> None:
         self.learner, self.config = learner, config
-        self.source = RolloutSource(
-            learner.job,
-            learner.model,
-            learner.tokenizer,
-            config.sampling,
-            serving=serving_of(learner),
-            on_fewer_rows=learner.halved_rows,
-            world=learner.world,
-        )
+        self.source = source_of(learner, config.sampling)
         self.teacher = TeacherTerm(learner, config, config.kl, self.source.sampling.temperature)
         self.rollouts = StepRollouts(learner, config, self.source, self.teacher.score)
 

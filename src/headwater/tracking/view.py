@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from headwater.tracking.results import result_runs
 from headwater.workflow.confinement import require_own_files
 from headwater.workflow.graph import EVALUATES, Graph
 from headwater.workflow.outcome import RunOutcome
-from headwater.workflow.progress import ProgressView
+from headwater.workflow.progress import ProgressView, WrappedView
 
 TRACKERS_FOLDER = "trackers"
 _THREAD = "trackers"
@@ -132,66 +132,39 @@ def _warning_of(say: Callable[[str], None]) -> Iterator[None]:
         )
 
 
-class _TrackedView(ProgressView):
-    """Passes everything on to another view, and follows the stages."""
+class _TrackedView(WrappedView):
+    """Another view, and trackers that are told from the files of the stages."""
 
     def __init__(self, view: ProgressView, recipe: Recipe, run_dir: Path) -> None:
-        super().__init__(view.graph)
-        self.running = view.running  # the same mapping: whoever reads it sees what `view` does
-        self._view, self._recipe, self._run_dir = view, recipe, run_dir
+        super().__init__(view)
+        self._recipe, self._run_dir = recipe, run_dir
         self._trackers = Trackers(recipe.report_to, open_folder(run_dir), view.say)
         self._followers: dict[str, _Follower] = {}
         self._slow = False  # some tracker was not waited for any longer
         self._leaving = ExitStack()
 
-    @property
-    def every_step(self) -> bool:
-        """As the other view wants it."""
-        return self._view.every_step
-
-    @property
-    def stop_requested(self) -> bool:
-        """As the other view says."""
-        return self._view.stop_requested
-
     def found(self, published: int) -> None:
         """Tell of stages that were published before what their trackers were not told yet."""
-        self._view.found(published)
+        super().found(published)
         artifacts = self._run_dir / "artifacts"
         done = [stage for stage in self.graph.nodes if (artifacts / stage).is_dir()]
         self._follow("", [stage for stage in done if self._is_tracked(stage)]).end()
 
     def started(self, fingerprint: str) -> None:
         """Follow the stage, from where it was left if it was lost."""
-        self._view.started(fingerprint)
+        super().started(fingerprint)
         if self._is_tracked(fingerprint) and fingerprint not in self._followers:
             self._follow(fingerprint, [fingerprint])
 
-    def progressed(self, fingerprint: str, values: Mapping[str, Any]) -> None:
-        """Only shown: trackers are told from the stage's files."""
-        self._view.progressed(fingerprint, values)
-
     def finished(self, fingerprint: str, seconds: float) -> None:
         """Tell the stage's last steps."""
-        self._view.finished(fingerprint, seconds)
+        super().finished(fingerprint, seconds)
         if fingerprint in self._followers:
             self._followers[fingerprint].end()
 
-    def stopped(self, fingerprint: str, reason: str) -> None:
-        """Only shown: the stage may be started again, and goes on in the same runs."""
-        self._view.stopped(fingerprint, reason)
-
-    def warned(self, fingerprint: str, words: str) -> None:
-        """Only shown."""
-        self._view.warned(fingerprint, words)
-
-    def say(self, message: str) -> None:
-        """Only shown."""
-        self._view.say(message)
-
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(self._view)
+            stack.enter_context(self.view)
             stack.enter_context(_silence())
             prepare(self._recipe.report_to, self._trackers.folder)
             for name in self._recipe.report_to:

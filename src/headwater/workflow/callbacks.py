@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from headwater.workflow.progress import ProgressView
+from headwater.workflow.progress import ProgressView, WrappedView
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,11 @@ def with_callbacks(view: ProgressView, callbacks: Sequence[Callback]) -> Progres
 _NO_METRICS = frozenset({"step", "total"})
 
 
-class CallbackView(ProgressView):
+class CallbackView(WrappedView):
     """Another view, and callbacks beside it."""
 
     def __init__(self, view: ProgressView, callbacks: Sequence[Callback]) -> None:
-        super().__init__(view.graph)
-        self._view = view
+        super().__init__(view)
         self._callbacks = tuple(callbacks)
         self._stops = False
 
@@ -60,23 +58,16 @@ class CallbackView(ProgressView):
     @property
     def stop_requested(self) -> bool:
         """Whether a callback returned True."""
-        return self._stops
-
-    def found(self, published: int) -> None:
-        """So many stages are already published."""
-        super().found(published)
-        self._view.found(published)
+        return self._stops or super().stop_requested
 
     def started(self, fingerprint: str) -> None:
         """A worker took the stage in hand."""
         super().started(fingerprint)
-        self._view.started(fingerprint)
         self._tell("start", fingerprint)
 
     def progressed(self, fingerprint: str, values: Mapping[str, Any]) -> None:
         """The stage in hand measured something."""
         super().progressed(fingerprint, values)
-        self._view.progressed(fingerprint, values)
         evaluates = self.graph.nodes[fingerprint].is_evaluation
         self._tell("evaluate" if evaluates else "step", fingerprint)
 
@@ -84,33 +75,11 @@ class CallbackView(ProgressView):
         """The stage is published."""
         self._tell("end", fingerprint)
         super().finished(fingerprint, seconds)
-        self._view.finished(fingerprint, seconds)
-
-    def stopped(self, fingerprint: str, reason: str) -> None:
-        """The stage ended before its end."""
-        super().stopped(fingerprint, reason)
-        self._view.stopped(fingerprint, reason)
 
     def warned(self, fingerprint: str, words: str) -> None:
         """The stage in hand raised an alert."""
-        self._view.warned(fingerprint, words)
+        super().warned(fingerprint, words)
         self._tell("warning", fingerprint, words)
-
-    def say(self, message: str) -> None:
-        """Something about the run as a whole."""
-        self._view.say(message)
-
-    def __enter__(self) -> Self:
-        self._view.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._view.__exit__(exc_type, exc, traceback)
 
     def _tell(
         self,

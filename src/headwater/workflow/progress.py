@@ -141,6 +141,66 @@ class ProgressView:
         return f"{shown}; seed {seed}" if len(self.graph.seeds) > 1 else shown
 
 
+class WrappedView(ProgressView):
+    """Another view as it is, for what tells somebody else besides; what is told to this one is kept
+    track of by that one."""
+
+    def __init__(self, view: ProgressView) -> None:
+        super().__init__(view.graph)
+        self.running = view.running  # the same mapping: whoever reads it sees what `view` does
+        self.view = view
+
+    @property
+    def every_step(self) -> bool:
+        """As the other view wants it."""
+        return self.view.every_step
+
+    @property
+    def stop_requested(self) -> bool:
+        """As the other view says."""
+        return self.view.stop_requested
+
+    def found(self, published: int) -> None:
+        """So many stages are already published."""
+        self.view.found(published)
+
+    def started(self, fingerprint: str) -> None:
+        """A worker took the stage in hand."""
+        self.view.started(fingerprint)
+
+    def progressed(self, fingerprint: str, values: Mapping[str, Any]) -> None:
+        """The stage in hand measured something."""
+        self.view.progressed(fingerprint, values)
+
+    def finished(self, fingerprint: str, seconds: float) -> None:
+        """The stage is published."""
+        self.view.finished(fingerprint, seconds)
+
+    def stopped(self, fingerprint: str, reason: str) -> None:
+        """The stage ended before its end."""
+        self.view.stopped(fingerprint, reason)
+
+    def warned(self, fingerprint: str, words: str) -> None:
+        """The stage in hand raised an alert."""
+        self.view.warned(fingerprint, words)
+
+    def say(self, message: str) -> None:
+        """Something about the run as a whole."""
+        self.view.say(message)
+
+    def __enter__(self) -> Self:
+        self.view.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.view.__exit__(exc_type, exc, traceback)
+
+
 class LineView(ProgressView):
     """One line for each event and, every so often, for each running stage."""
 

@@ -92,6 +92,27 @@ def test_an_arm_is_made_of_sources_preparation_and_both_chains_in_order() -> Non
     ]
 
 
+def test_a_base_with_a_seed_of_its_own_is_made_once_for_all_seeds() -> None:
+    teacher = {"source": "tiny:teacher", "prepare": ["pretrain"], "seed": 7}
+    student = {"source": "prune:teacher", "layers": 1, "prepare": [{"sft": {"steps": 2}}]}
+    models = {"teacher": teacher, "student": student}
+    pools = {"labels": 40, "prompts": 100, "worked": 20}
+    graph = graph_of(models=models, pools=pools, seeds=[3, 4])
+    bases = {(base.model_name, base.seed): base for base in graph.bases}
+    assert bases["teacher", 3].model == bases["teacher", 4].model
+    assert graph.nodes[bases["teacher", 3].model].seed == 7
+    assert bases["teacher", 3].evaluations != bases["teacher", 4].evaluations
+    assert arm(graph, "bridge", 3).teacher != arm(graph, "bridge", 4).teacher
+    healed = [node for node in graph.nodes.values() if node.kind == "sft"]
+    assert sorted(node.seed for node in healed) == [3, 4]
+    assert len({node.model for node in healed}) == 1  # both cut from the one teacher
+
+    apart = {**models, "teacher": {**teacher, "seed": None}}
+    alone = graph_of(models=apart, pools=pools, seeds=[7])
+    by_name = {base.model_name: base.model for base in alone.bases}
+    assert by_name["teacher"] == bases["teacher", 3].model  # the seed decides, wherever it stands
+
+
 def test_parents_come_before_their_children() -> None:
     graph = graph_of(seeds=[0, 1])
     place = {fingerprint: index for index, fingerprint in enumerate(graph.nodes)}

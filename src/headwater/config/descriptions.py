@@ -48,6 +48,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "layers": "Of prune: how many layers to keep, or which.",
         "lora": "Adapters that arms train it through; a number is a rank.",
         "prepare": "Stages (pretrain, sft) that make the base which every arm starts from.",
+        "seed": "Makes the base once, with this seed, for all seeds of the study; by default each "
+        "seed makes its own.",
     },
     "LoRA": {
         "rank": "Rank of the update of each adapted weight.",

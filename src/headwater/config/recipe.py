@@ -78,12 +78,14 @@ class ModelSpec(Settings):
 
     `source`: `hf:ID-or-path`, `gguf:path`, `smollm2-135m`, `tiny:NAME`, `prune:MODELNAME`
     (with `layers`: how many to keep, or which). `lora`: adapters that arms train it through.
+    `seed`: of its weights and preparation, for one base that every seed of the study starts from.
     """
 
     source: str
     layers: PositiveInt | Annotated[tuple[int, ...], BeforeValidator(_tuple)] | None = None
     prepare: Chain = ()
     lora: LoRA | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
 
 
 class PoolSpec(Settings):

@@ -166,7 +166,12 @@ class GraphBuilder:
         return BasePlan(model_name, seed, model, self.evaluations(model, "base", seed))
 
     def base(self, model_name: str, seed: int) -> str:
-        """Fingerprint of a model as every arm begins with it: source, then its preparation."""
+        """Fingerprint of a model as every arm begins with it: source, then its preparation.
+
+        A model with a seed of its own is one base for every seed of the study.
+        """
+        own = self.recipe.models[model_name].seed
+        seed = seed if own is None else own
         if (model_name, seed) not in self._bases:
             source = self._source(model_name, seed)
             prepare = self.recipe.models[model_name].prepare
@@ -178,7 +183,7 @@ class GraphBuilder:
         source = describe_source(spec.source)
         parent = self.base(source.parent, seed) if source.parent else None
         own = ModelSpec(source=spec.source, layers=spec.layers)
-        config = own.model_dump(mode="json", exclude={"lora"})
+        config = own.model_dump(mode="json", exclude={"lora", "seed"})
         # Only weights drawn at random depend on the seed; a downloaded model is one model.
         tiny = source.kind is SourceKind.TINY
         own_seed = seed if tiny else 0

@@ -339,6 +339,14 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
             "r.yaml: arms.a.studnet: unknown key; did you mean 'student'?",
         ),
         (
+            with_stage("warmup", targets={"kind": "top_k", "kk": 3}),
+            "r.yaml: stages.warmup.targets.kk: unknown key; did you mean 'k'?",
+        ),
+        (
+            plain(compute={"rollouts": {"kind": "vllm", "sleeps": "no way"}}),
+            "r.yaml: compute.rollouts.sleeps = 'no way': input should be a valid boolean",
+        ),
+        (
             plain(sampling={"zzz": 1}),
             "r.yaml: sampling.zzz: unknown key; known keys: max_new_tokens, temperature",
         ),

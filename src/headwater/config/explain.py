@@ -17,12 +17,14 @@ _OF_THE_FILE = ("profiles",)
 def explain(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     """One line: key, value found, what was expected, and a near name for a misspelt one."""
     location = [part for part in error["loc"] if not _is_union_tag(part)]
-    key = ".".join(str(part) for part in location) or "recipe"
     if error["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
-        near_keys = [*known, *(_OF_THE_FILE if len(location) == 1 else ())]
-        hint = near(location[-1], near_keys) or f"; known keys: {', '.join(sorted(known))}"
-        return f"{key}: unknown key{hint}"
+        *before, unknown = location
+        members, parts = _walk(model, before)
+        known = list(dict.fromkeys(name for one in members for name in _fields(one)))
+        near_keys = [*known, *(_OF_THE_FILE if not before else ())]
+        hint = near(unknown, near_keys) or f"; known keys: {', '.join(sorted(known))}"
+        return f"{_key([*parts, unknown])}: unknown key{hint}"
+    key = _key(_walk(model, location)[1])
     if error["type"] == "missing":
         return f"{key}: missing; add it"
     if error["type"] == "union_tag_invalid":
@@ -48,9 +50,19 @@ def _is_union_tag(part: Any) -> bool:
     return isinstance(part, str) and ("[" in part or part in ("constrained-int",))
 
 
-def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    """Keys of the settings at a location, which may name a member of a union by its kind."""
+def _key(parts: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in parts) or "recipe"
+
+
+def _walk(
+    model: type[BaseModel], location: Sequence[Any]
+) -> tuple[list[type[BaseModel]], list[Any]]:
+    """The settings at a location, and the keys that lead there as a recipe has them.
+
+    A location also names which member of a union was read, by its kind: no key of the recipe.
+    """
     members: list[type[BaseModel]] = [model]
+    keys: list[Any] = []
     named = False  # the next part is a name that the user gave
     for part in location:
         inner = [_fields(one)[part].annotation for one in members if part in _fields(one)]
@@ -59,9 +71,11 @@ def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
         elif inner:
             members = [found for annotation in inner for found in _settings_in(annotation)]
             named = any(get_origin(annotation) is dict for annotation in inner)
-        else:  # which member of a union it is
-            members = [one for one in members if _kind(one) == part] or members
-    return list(dict.fromkeys(name for one in members for name in _fields(one)))
+        elif of_this_kind := [one for one in members if _kind(one) == part]:
+            members = of_this_kind
+            continue
+        keys.append(part)
+    return members, keys
 
 
 def _fields(model: type[BaseModel]) -> dict[str, Any]:

@@ -87,6 +87,14 @@ def test_the_size_is_the_published_one() -> None:
     assert QWEN.intermediate == MLP
 
 
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("135M", 134_515_008), ("360M", 361_821_120), ("1.7B", 1_711_376_384)],
+)
+def test_sizes_of_the_smollm2_family_are_the_published_ones(size: str, parameters: int) -> None:
+    assert known(f"HuggingFaceTB/SmolLM2-{size}-Instruct").parameters == parameters
+
+
 def test_shards_of_weights_moments_and_gradients() -> None:
     found = memory(4)
     assert found.masters == WHOLE * 4 // 4

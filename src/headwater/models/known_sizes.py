@@ -41,12 +41,30 @@ def _llama3(
     }
 
 
+def _smollm2(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int
+) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": True,
+    }
+
+
 _ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "Qwen/Qwen3-0.6B": _qwen3(1024, 3072, 28, 16, tied=True),
     "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16, tied=True),
     "Qwen/Qwen3-4B": _qwen3(2560, 9728, 36, 32, tied=True),
     "Qwen/Qwen3-8B": _qwen3(4096, 12288, 36, 32, tied=False),
     "Qwen/Qwen3-14B": _qwen3(5120, 17408, 40, 40, tied=False),
+    "HuggingFaceTB/SmolLM2-135M": _smollm2(576, 1536, 30, 9, 3),
+    "HuggingFaceTB/SmolLM2-360M": _smollm2(960, 2560, 32, 15, 5),
+    "HuggingFaceTB/SmolLM2-1.7B": _smollm2(2048, 8192, 24, 32, 32),
     "meta-llama/Llama-3.2-1B": _llama3(2048, 8192, 16, 32, tied=True),
     "meta-llama/Llama-3.2-3B": _llama3(3072, 8192, 28, 24, tied=True),
     "meta-llama/Llama-3.1-8B": _llama3(4096, 14336, 32, 32, tied=False),

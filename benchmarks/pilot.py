@@ -6,8 +6,10 @@
 The worlds are those of recipes/pilot-embedded.yaml. A seed makes other base models, divides the
 problems anew and draws other samples; the three worlds of a seed share a folder and what is in it.
 Without --truth each world is piloted once a seed, and the advice is compared with what the world
-is. With --truth both arms are trained, which says what it is: bridge minus cold GRPO, with a 95 %
-interval of Student's t over the seeds. Interrupted, the same command continues.
+is. A base model does not always become what its world is named after; with --truth both arms are
+trained as well, and the advice is compared with what came out: bridge minus cold GRPO, too close
+within 5 points. Differences of a world have a 95 % interval of Student's t over the seeds.
+Interrupted, the same command continues.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from headwater import api
 from headwater.evals.variance import t_quantile
 
 RECIPE = "pilot-embedded"
-#: World -> its profile and the advice that is right.
+#: World -> its profile and the advice that is right where it is what it is named after.
 WORLDS = {
     "wins": (None, ("bridge", "half_split")),
     "ties": ("ties", ("too_close",)),
     "loses": ("loses", ("cold_grpo",)),
 }
+#: Points by which trained arms must differ for one of them to have been the right advice.
+CLOSE = 5.0
 
 
 def main() -> None:
@@ -35,36 +39,49 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--seeds", default="10-19", help="first-last")
     arguments.add_argument("--worlds", default=",".join(WORLDS), help="which, by name")
-    arguments.add_argument("--truth", action="store_true", help="train both arms")
+    arguments.add_argument("--truth", action="store_true", help="train both arms as well")
     given = arguments.parse_args()
     first, last = map(int, given.seeds.split("-"))
-    work = _gap if given.truth else _advised
-    found: dict[str, list[float]] = {world: [] for world in given.worlds.split(",")}
+    worlds = given.worlds.split(",")
+    right: dict[str, list[bool]] = {world: [] for world in worlds}
+    gaps: dict[str, list[float]] = {world: [] for world in worlds}
     for seed in range(first, last + 1):
-        for world in found:
-            found[world].append(work(world, seed, given.out / f"seed-{seed}"))
-    for world, values in found.items():
-        print(f"{world}: {_interval(values) if given.truth else _counted(values)}")
+        for world in worlds:
+            out = given.out / f"seed-{seed}"
+            wanted = WORLDS[world][1]
+            if given.truth:
+                gaps[world].append(_gap(world, seed, out))
+                wanted = _right_by(gaps[world][-1])
+            right[world].append(_advice(world, seed, out) in wanted)
+            print(f"  {'right' if right[world][-1] else 'WRONG'}", flush=True)
+    for world in worlds:
+        measured = f"; {_interval(gaps[world])}" if given.truth else ""
+        print(f"{world}: {sum(right[world])} of {len(right[world])} advised rightly{measured}")
 
 
 def _overrides(seed: int) -> list[str]:
     return [f"seeds=[{seed}]", f"pools.seed={seed}", "compute.processes=1"]
 
 
-def _advised(world: str, seed: int, out: Path) -> float:
-    profile, right = WORLDS[world]
+def _right_by(gap: float) -> tuple[str, ...]:
+    if abs(gap) <= CLOSE:
+        return ("too_close",)
+    return ("bridge", "half_split") if gap > 0 else ("cold_grpo",)
+
+
+def _advice(world: str, seed: int, out: Path) -> str:
     began = time.monotonic()
+    profile = WORLDS[world][0]
     found = api.pilot(RECIPE, out, profile=profile, overrides=_overrides(seed), quiet=True).found
     assert found.lead is not None
-    is_right = found.advice.verdict in right
     print(
-        f"{world} seed {seed}: {found.advice.verdict}, {'right' if is_right else 'WRONG'}; lead "
+        f"{world} seed {seed}: {found.advice.verdict}; projected lead "
         f"{100 * found.lead.mean:+.1f} ({100 * found.lead.low:+.1f} to "
         f"{100 * found.lead.high:+.1f}); pass rates {found.teacher.rates.pass_rate.mean:.3f} "
         f"{found.student.rates.pass_rate.mean:.3f}; {time.monotonic() - began:.0f} s",
         flush=True,
     )
-    return float(is_right)
+    return str(found.advice.verdict)
 
 
 def _gap(world: str, seed: int, out: Path) -> float:
@@ -82,13 +99,10 @@ def _gap(world: str, seed: int, out: Path) -> float:
 def _interval(gaps: list[float]) -> str:
     mean = statistics.fmean(gaps)
     if len(gaps) < 2:
-        return f"{mean:+.1f} points, one seed"
+        return f"difference {mean:+.1f} points, one seed"
     half = t_quantile(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return f"{mean:+.1f} points ({mean - half:+.1f} to {mean + half:+.1f}), {len(gaps)} seeds"
-
-
-def _counted(right: list[float]) -> str:
-    return f"{sum(right):.0f} of {len(right)} advised rightly"
+    ends = f"{mean - half:+.1f} to {mean + half:+.1f}"
+    return f"difference {mean:+.1f} points ({ends}), {len(gaps)} seeds"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,15 @@ def test_every_guard_can_be_switched_off_and_is_in_the_schema() -> None:
     assert validate_recipe(RECIPE | {"guards": off}).guards.model_dump(include=set(off)) == off
 
 
+def _environment(pid: int) -> list[bytes]:
+    """What a process was started with; nothing can be read while the kernel still sets it up."""
+    for _ in range(100):
+        if told := Path(f"/proc/{pid}/environ").read_bytes():
+            return told.split(b"\0")
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} has no environment after five seconds")
+
+
 def test_determinism_is_recorded_and_reaches_the_workers(tmp_path: Path) -> None:
     for wanted in (False, True):
         study = prepare_study(validate_recipe(RECIPE | {"compute": {"deterministic": wanted}}))
@@ -161,7 +171,6 @@ def test_determinism_is_recorded_and_reaches_the_workers(tmp_path: Path) -> None
         assert read_record(tmp_path).machine["deterministic"] is wanted
         setup = WorkerSetup(tmp_path, FUNCTIONS.run_stage, deterministic=wanted)
         worker = _Process(setup, launch_worker)
-        told = Path(f"/proc/{worker._process.pid}/environ").read_bytes().split(b"\0")
-        assert (b"CUBLAS_WORKSPACE_CONFIG=:4096:8" in told) is wanted
+        assert (b"CUBLAS_WORKSPACE_CONFIG=:4096:8" in _environment(worker._process.pid)) is wanted
         worker.quit()
         worker.end(5.0)

@@ -29,7 +29,6 @@ from headwater.tasks.problems import LabelledProblems, load_problems
 from headwater.types import Label, Problem
 
 TEST, LARGEST = 200, 100
-Pair = tuple[Problem, Label]
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -61,14 +60,13 @@ def _place(problem: Problem) -> str:
 
 def _one_step(data: LabelledProblems) -> LabelledProblems:
     """The problems that one operation answers, with it; of equal texts the first."""
-    kept: dict[str, Pair] = {}
+    kept: dict[str, tuple[Problem, Label]] = {}
     for problem, label in zip(data.problems, data.labels, strict=True):
         found = list(dict.fromkeys(operations(problem.prompt, label.answer)))
         if len(found) == 1 and all(_is_small(word) for word in found[0].split()[::2]):
             solved = Label(label.problem_id, label.answer, found[0])
             kept.setdefault(normalise(problem.prompt), (problem, solved))
-    problems, labels = zip(*kept.values(), strict=True)
-    return LabelledProblems.of(problems, labels)
+    return LabelledProblems.of((p for p, _ in kept.values()), (x for _, x in kept.values()))
 
 
 def _is_small(number: str) -> bool:

@@ -65,7 +65,15 @@ def test_files_are_apart_and_hold_what_one_operation_answers(
 ) -> None:
     two_steps = {"id": "two", "problem": "Tom packs 3 bags of 4 and 5 more.", "answer": "17"}
     large = {"id": "large", "problem": "Tom has 700 pens and loses 200.", "answer": "500"}
-    mawps = write(tmp_path / "mawps.jsonl", [*problems("m", 240), two_steps, large])
+    template = (
+        "Early this morning, long before the first of us were up and about, the old baker at our "
+        "corner put {} rolls aside and sold {}."
+    )
+    alike = [
+        {"id": f"alike-{n}", "problem": template.format(50 + n, 7), "answer": str(43 + n)}
+        for n in range(10)
+    ]
+    mawps = write(tmp_path / "mawps.jsonl", [*problems("m", 240), *alike, two_steps, large])
     repeated = [{**row, "id": f"again-{n}"} for n, row in enumerate(problems("s", 230))]
     svamp = write(tmp_path / "svamp.jsonl", [*repeated, *problems("s", 230)])
     out = tmp_path / "out"
@@ -75,9 +83,11 @@ def test_files_are_apart_and_hold_what_one_operation_answers(
     script.main()
     assert f"{out / 'mawps_test.jsonl'}: 200 problems" in capsys.readouterr().out
     sets = {path.stem: load_problems(str(path)) for path in sorted(out.iterdir())}
+    in_test = sum(p.id.startswith("alike") for p in sets["mawps_test"].problems)
+    assert 0 < in_test < 10  # the others of that template are nowhere
     assert {name: len(data) for name, data in sets.items()} == {
         "mawps_test": 200,
-        "mawps_train": 40,
+        "mawps_train": 40 + in_test,
         "svamp_test": 200,
         "worked": 30,
     }

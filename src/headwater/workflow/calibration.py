@@ -41,7 +41,8 @@ class Calibration:
     push_bandwidth, push_seconds: weights to a vLLM server, bytes/s and what each push costs
     besides. server_share: what a server of several devices reaches of their rates together.
     verifier_seconds: one graded answer in one verifier worker. ledger_seconds: one transaction.
-    stage_seconds: starting and publishing a stage; disk_bandwidth: bytes/s of weights read, hashed
+    stage_seconds: starting a stage in a worker that is up, its kernels and graphs included, and
+    publishing it; disk_bandwidth: bytes/s of weights read, hashed
     and written.
 
     sources: field -> where its value comes from; fields that are not in it are `assumed`.
@@ -131,7 +132,7 @@ GPU = Calibration(
     server_share=0.8,
     verifier_seconds=1e-3,
     ledger_seconds=2e-3,
-    stage_seconds=30.0,
+    stage_seconds=10.0,
     disk_bandwidth=1e9,
     sources={
         **_HOST,

@@ -36,6 +36,7 @@ from headwater.workflow import executor as executor_module
 from headwater.workflow.data_identity import DataIdentity, GraphData, identify
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import Graph, StageNode
+from headwater.workflow.held_worker import HeldWorker
 from headwater.workflow.launch import Launch
 from headwater.workflow.messages import Done, ProblemSet, StageTask, WorkerSetup
 from headwater.workflow.planner import build_graph
@@ -232,14 +233,14 @@ def test_closures_look_at_their_own_stages_only() -> None:
     assert looks[2_000] < 1.2 * looks[500]
 
 
-class Echo(executor_module._Process):
+class Echo(HeldWorker):
     """A worker that has finished whatever it is given by the time it is listened to."""
 
     sent: list[object]
 
     def __init__(self, setup: WorkerSetup, launch: Launch) -> None:
         self.stage = None
-        self.number = setup.number
+        self.setup = setup
         self.sent = []
         self._problem_sets = set()
         ours, theirs = socket.socketpair()
@@ -254,6 +255,9 @@ class Echo(executor_module._Process):
         if isinstance(message, StageTask):
             self._theirs.send(Done(seconds=0.0))
 
+    def rest(self) -> bool:
+        return False
+
     def quit(self) -> None:
         self._theirs.close()
 
@@ -264,7 +268,7 @@ class Echo(executor_module._Process):
 def test_scheduling_a_stage_takes_as_long_among_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "_Process", Echo)
+    monkeypatch.setattr(executor_module, "HeldWorker", Echo)
     looks = {}
     for size in (500, 2_000):
         graph, nodes = graph_of(size)
@@ -289,7 +293,7 @@ def test_scheduling_a_stage_takes_as_long_among_many(
 def test_problems_go_to_a_worker_once_and_labels_with_each_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "_Process", Echo)
+    monkeypatch.setattr(executor_module, "HeldWorker", Echo)
     source = write_problems(tmp_path / "train.jsonl", 3_000)
     held_out = write_problems(tmp_path / "held.jsonl", 4)
     arms = {f"arm_{n}": {"student": [{"grpo": {"lr": 1e-6 * (n + 1)}}]} for n in range(6)}

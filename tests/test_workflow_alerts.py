@@ -17,7 +17,7 @@ from headwater.errors import InputError, StageError
 from headwater.report.outcome import results_of
 from headwater.report.page import Reading, render_page
 from headwater.report.results import read_results, write_results
-from headwater.workflow.executor import _Process
+from headwater.workflow.held_worker import HeldWorker
 from headwater.workflow.launch import launch_worker
 from headwater.workflow.messages import WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
@@ -170,7 +170,7 @@ def test_determinism_is_recorded_and_reaches_the_workers(tmp_path: Path) -> None
         write_record(record_of(study, threads=1), tmp_path)
         assert read_record(tmp_path).machine["deterministic"] is wanted
         setup = WorkerSetup(tmp_path, FUNCTIONS.run_stage, deterministic=wanted)
-        worker = _Process(setup, launch_worker)
+        worker = HeldWorker(setup, launch_worker)
         assert (b"CUBLAS_WORKSPACE_CONFIG=:4096:8" in _environment(worker._process.pid)) is wanted
         worker.quit()
         worker.end(5.0)

@@ -6,8 +6,6 @@ order in which stages happen to run shows in any result.
 
 from __future__ import annotations
 
-import signal
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -19,25 +17,24 @@ from typing import Any, Self
 from headwater.errors import BudgetExhausted, RankLost, StageError
 from headwater.workflow.agenda import Agenda, Concerns
 from headwater.workflow.graph import Graph
+from headwater.workflow.held_worker import QUIT_SECONDS, HeldWorker
 from headwater.workflow.interrupts import Interrupts
+from headwater.workflow.kept_workers import KeptWorkers
 from headwater.workflow.launch import Launch, launch_worker, launched_rank
 from headwater.workflow.messages import (
     Call,
     Done,
-    ProblemSet,
     Progress,
-    Quit,
     StageTask,
     Stop,
     Warned,
     WorkerSetup,
 )
 from headwater.workflow.progress import ProgressView
-from headwater.workflow.worker import socket_pair
 
 _LISTEN_SECONDS = 0.2
-_QUIT_SECONDS = 5.0
-_LOG_LINES = 8
+#: Workers of this program that wait for its next run.
+_KEPT = KeptWorkers()
 
 
 class Executor:
@@ -65,7 +62,7 @@ class Executor:
         self._task_of = task_of
         self.view = view
         self._launch = launch
-        self._workers: list[_Process] = []
+        self._workers: list[HeldWorker] = []
         self._agenda = Agenda(graph)
         self._interrupts = Interrupts()
         self._losses: Counter[str] = Counter()
@@ -110,10 +107,11 @@ class Executor:
     ) -> None:
         if exc is None and launched_rank() is not None:
             self._idle_worker()  # where nothing was left to do: lets the other ranks go
-        for worker in self._workers:
+        leaving = self._workers if exc else [w for w in self._workers if not self._keep(w)]
+        for worker in leaving:
             worker.quit()
-        for worker in self._workers:
-            worker.end(_QUIT_SECONDS if exc is None else 0.0)
+        for worker in leaving:
+            worker.end(QUIT_SECONDS if exc is None else 0.0)
         self._workers.clear()
         self._interrupts.__exit__(exc_type, exc, traceback)
 
@@ -128,16 +126,22 @@ class Executor:
             self.view.started(fingerprint)
             worker.give(self._task_of(fingerprint))
 
-    def _idle_worker(self) -> _Process:
+    def _idle_worker(self) -> HeldWorker:
         for worker in [worker for worker in self._workers if worker.stage is None]:
             if not worker.gone:
                 return worker
             self._bury(worker)
         taken = {worker.number for worker in self._workers}
         number = next(n for n in count() if n not in taken)
-        worker = _Process(replace(self._setup, number=number), self._launch)
+        setup = replace(self._setup, number=number)
+        kept = _KEPT.take(setup) if self._launch is launch_worker else None
+        worker = kept or HeldWorker(setup, self._launch)
         self._workers.append(worker)
         return worker
+
+    def _keep(self, worker: HeldWorker) -> bool:
+        """Keep a worker for this program's next run, if it can serve one."""
+        return self._launch is launch_worker and _KEPT.keep(worker)
 
     def _listen(self) -> None:
         """Take whatever the workers say within a moment."""
@@ -165,14 +169,14 @@ class Executor:
                 continue
             if message.leaves:
                 self._workers.remove(worker)
-                worker.end(_QUIT_SECONDS)
+                worker.end(QUIT_SECONDS)
             if isinstance(error := message.error(), RankLost):
                 self._lose(stage, str(error))
             else:
                 self.view.stopped(stage, str(error))
                 self._stop_workers(self._agenda.take_error(error))
 
-    def _bury(self, worker: _Process) -> None:
+    def _bury(self, worker: HeldWorker) -> None:
         """A worker is gone, and will be replaced; the stage it had in hand is lost with it."""
         self._workers.remove(worker)
         if worker.stage is not None:
@@ -206,71 +210,3 @@ class Executor:
         if asked and self._agenda.failure is None:
             self.view.say("stopping once each running stage is saved; Ctrl-C again stops at once")
             self._stop_workers(self._agenda.fail(self._agenda.interrupted(at_once=False)))
-
-
-class _Process:
-    """One worker process, our end of its socket, and the stage it has in hand."""
-
-    def __init__(self, setup: WorkerSetup, launch: Launch) -> None:
-        self.stage: str | None = None
-        self.number = setup.number
-        self._problem_sets: set[str] = set()
-        self.connection, theirs = socket_pair()
-        log_dir = setup.run_dir / "logs"
-        log_dir.mkdir(exist_ok=True)
-        self._log = log_dir / f"worker-{setup.number}.log"
-        with theirs:
-            self._process = launch(setup, theirs.fileno(), self._log)
-        self.tell(setup)
-
-    @property
-    def gone(self) -> bool:
-        """Whether the process has ended."""
-        return self._process.poll() is not None
-
-    def tell(self, message: Any) -> None:
-        """Send; a worker that is gone is found when it is listened to."""
-        try:
-            self.connection.send(message)
-        except OSError:
-            return
-
-    def give(self, task: StageTask) -> None:
-        """Send a stage, and its problems where this process does not have them yet."""
-        name = task.problem_set
-        if name is not None:
-            if name not in self._problem_sets:
-                self._problem_sets.add(name)
-                self.tell(ProblemSet(name, task.job.problems))
-            task = replace(task, job=replace(task.job, problems=()))
-        self.tell(task)
-
-    def quit(self) -> None:
-        """Ask an idle worker to end; end a busy one."""
-        if self.stage is None:
-            self.tell(Quit())
-        else:
-            self._process.kill()
-
-    def end(self, within_seconds: float) -> None:
-        """Wait for the process that long, then kill it; closes our end."""
-        try:
-            self._process.wait(within_seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self.connection.close()
-
-    def obituary(self, doing: str) -> str:
-        """Why the process is gone, for a person."""
-        try:
-            code = self._process.wait(_QUIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = 1
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = "; often too little memory: fewer compute.processes help" if code == -9 else ""
-            return f"{doing}: its worker was killed by {name}{hint}; run again to continue"
-        tail = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-        said = " | ".join(line.strip() for line in tail if line.strip()) or "nothing"
-        return f"{doing}: its worker ended with code {code}, saying: {said}; see {self._log}"

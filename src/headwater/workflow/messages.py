@@ -87,6 +87,11 @@ class Quit:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """This run is over; another may follow. Answered by Done, or by leaving."""
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Numbers of the stage in hand: step, steps, and whatever it measures."""
 
@@ -134,5 +139,5 @@ class Failed:
         return found(self.message)
 
 
-ToWorker = StageTask | Call | Stop | Quit
+ToWorker = StageTask | Call | Stop | Quit | Rest
 FromWorker = Progress | Warned | Done | Failed

@@ -1,7 +1,8 @@
-"""A worker: a process of its own that runs one stage after another and then ends.
+"""A worker: a process of its own that runs one stage after another and then ends, or rests.
 
 It ends at once when the run that started it is gone, however that happened, and holds a
-shared lock on the run folder while it lives, so that no other run begins before.
+shared lock on the run folder while it serves it, so that no other run begins before. Resting it
+waits for another run of the same program.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import fcntl
 import os
 import queue
 import signal
+import site
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.errors import StageError
@@ -34,6 +38,7 @@ from headwater.workflow.messages import (
     ProblemSet,
     Progress,
     Quit,
+    Rest,
     StageTask,
     Stop,
     Warned,
@@ -56,17 +61,53 @@ if TYPE_CHECKING:
     from headwater.stages.job import StageJob
 
 _PROGRESS_SECONDS = 0.2
+#: How long a worker rests before it ends.
+IDLE_SECONDS = 300.0
 
 
 def main(descriptor: int) -> None:
-    """Serve the run at the other end of this socket until it says Quit or goes away."""
+    """Serve the run at the other end of this socket, and those after it, until it says Quit, goes
+    away, or has nothing to do for too long."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(descriptor, False)
     connection: Connection = Connection(descriptor)
-    setup: WorkerSetup = connection.recv()
-    with worker_lock(setup.run_dir).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        _Worker(setup, connection).serve()
+    rests, served = True, False
+    while rests and connection.poll(IDLE_SECONDS):
+        try:
+            setup: WorkerSetup | Quit = connection.recv()
+        except (EOFError, OSError):  # the program ended while this rested
+            return
+        if isinstance(setup, Quit):
+            return
+        if served:
+            log_of(setup).write_bytes(b"")
+            _write_to(log_of(setup))
+        with worker_lock(setup.run_dir).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            rests = _Worker(setup, connection).serve() and _is_as_new()
+        served = True
+        if rests:
+            _write_to(Path(os.devnull))
+            connection.send(Done())
+
+
+def _write_to(log: Path) -> None:
+    """From here on what this process says goes to the end of this file."""
+    with log.open("ab") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+
+
+def _is_as_new() -> bool:
+    """Whether the next run finds here what a new process would give it: no module that its owner
+    may have edited in between, and no memory of a GPU that stays taken."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return False
+    roots = {sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages()}
+    installed = (*(f"{root}{os.sep}" for root in roots), f"{Path(__file__).parents[1]}{os.sep}")
+    files = [str(getattr(module, "__file__", "")) for module in list(sys.modules.values())]
+    return all(file.startswith(installed) for file in files if file.startswith(os.sep))
 
 
 class _Worker:
@@ -80,9 +121,10 @@ class _Worker:
         self._last_progress = 0.0
         self._world: Ranks | None = None
         self._out_of_step = False
+        self._rests = False
 
-    def serve(self) -> None:
-        """Work until told to quit."""
+    def serve(self) -> bool:
+        """Work until told to quit, or to rest; returns whether it was to rest."""
         threading.Thread(target=self._read, daemon=True, name="inbox").start()
         setup = self._setup
         store = ArtifactStore(setup.run_dir)
@@ -102,6 +144,7 @@ class _Worker:
                     os._exit(1)
                 del task
                 return_memory()
+        return self._rests
 
     def _read(self) -> None:
         """Inbox: stops are heard while a stage runs; a closed socket means the run is gone."""
@@ -116,6 +159,10 @@ class _Worker:
                 self._problem_sets[message.name] = message.problems
             elif isinstance(message, Quit):
                 self._tasks.put(None)
+            elif isinstance(message, Rest):
+                self._rests = True
+                self._tasks.put(None)
+                return  # the next message is another run's
             else:
                 self._stop.clear()
                 self._tasks.put(message)
@@ -195,3 +242,10 @@ def socket_pair() -> tuple[Connection, socket.socket]:
     """The run's end as a connection, and the worker's end to be handed over."""
     ours, theirs = socket.socketpair()
     return Connection(ours.detach()), theirs
+
+
+def log_of(setup: WorkerSetup) -> Path:
+    """Where a worker of this run says what it says; the folder is made."""
+    folder = setup.run_dir / "logs"
+    folder.mkdir(exist_ok=True)
+    return folder / f"worker-{setup.number}.log"

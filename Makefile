@@ -19,7 +19,7 @@ help:
 	@echo "make bench        speed and memory beside TRL's, then bench-verify (BENCH='grpo --rounds 3')"
 	@echo "make bench-verify verdicts per second beside Math-Verify's (VERIFY='--rounds 3'; idle machine)"
 	@echo "make smollm2      add SmolLM2-135M, a real language model (about 100 MB)"
-	@echo "make smollm2-study its study from nothing, over an hour (MAWPS=mawps.jsonl SVAMP=svamp.jsonl)"
+	@echo "make smollm2-study its study from nothing, two hours (MAWPS=mawps.jsonl SVAMP=svamp.jsonl)"
 	@echo "make docs         the docs as a site in build/site (DOCS=serve shows it at a local address)"
 	@echo "make dist         wheel and sdist in dist/"
 	@echo "make clean        remove .venv and caches; runs/ is kept"
@@ -95,7 +95,8 @@ SVAMP ?= svamp.jsonl
 smollm2-study: smollm2
 	@$(BIN)/python benchmarks/smollm2_data.py --mawps $(MAWPS) --svamp $(SVAMP) --out runs/smollm2-data
 	@$(BIN)/headwater run smollm2-trials --out runs/smollm2
-	@cp runs/smollm2/results.json runs/smollm2-data/trials.json
+	@mkdir -p runs/smollm2-data/trials
+	@cp -r runs/smollm2/results.json runs/smollm2/tables runs/smollm2/figures runs/smollm2-data/trials
 	@$(BIN)/headwater run smollm2-study --out runs/smollm2
 
 DOCS ?= build

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar
@@ -19,11 +20,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwater import api
 from headwater.chat import Answer
-from headwater.console import show_answer
+from headwater.console import GrowingText, show_answer
 from headwater.errors import InputError, StageError
 from headwater.models.loading import load_model
 from headwater.models.sources import materialise
@@ -446,6 +448,37 @@ def test_seeds_repeat_and_differ(tiny: Path) -> None:
     assert first == said(0)
     assert first != said(1)
     assert first[0] != first[1]  # the second answer has read the first
+
+
+def test_an_answer_is_told_while_it_grows(tiny: Path) -> None:
+    told: list[str] = []
+    with api.chat(tiny, sampling={"max_new_tokens": 9}) as talk:
+        answer = talk.say("1+1=?", told.append)
+        count = len(told)
+        talk.reset()
+        assert talk.say("1+1=?").text == answer.text
+    assert told[-1] == answer.text and len(told) == count == answer.tokens > 1
+    assert all(later.startswith(earlier) for earlier, later in pairwise(told))
+
+
+def test_a_growing_text_is_printed_once() -> None:
+    out = Console(file=io.StringIO(), force_terminal=True, width=20, color_system=None)
+    growing = GrowingText(out)
+    parts = ["on", "one \x1b", "one \x1b word after another, longer than a line"]
+    for part in parts:
+        growing.show(part)
+    show_answer(out, Answer("x", f"{parts[-1]}.", 9, "stop", 0.1), growing)
+    whole = "one <U+001B> word after another, longer than a line.\n"
+    assert out.file.getvalue() == whole  # type: ignore[attr-defined]
+
+
+def test_a_text_that_changes_is_printed_whole_at_the_end() -> None:
+    out = Console(file=io.StringIO(), force_terminal=True, color_system=None)
+    growing = GrowingText(out)
+    growing.show("don 't")
+    growing.show("don't s")
+    growing.end("don't stop")
+    assert out.file.getvalue() == "don 't\ndon't stop\n"  # type: ignore[attr-defined]
 
 
 def test_what_was_said_is_read_again_until_reset(tiny: Path) -> None:

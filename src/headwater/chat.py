@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,10 +51,26 @@ class Answer:
         return asdict(self)
 
 
+@dataclass(slots=True)
+class _Listener:
+    """Turns the ids drawn so far into text for whoever listens to the answer at hand."""
+
+    tokenizer: PreTrainedTokenizerBase
+    told: Callable[[str], None] | None = None
+
+    def __call__(self, ids: list[int]) -> None:
+        if self.told is None:
+            return
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is to come
+            self.told(text)
+
+
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     tokenizer: PreTrainedTokenizerBase
     sampler: Sampler
+    listener: _Listener
     positions: int | None
 
 
@@ -93,8 +110,10 @@ class Chat:
         system = self._settings.system
         self._messages = [] if system is None else [{"role": "system", "content": system}]
 
-    def say(self, text: str) -> Answer:
+    def say(self, text: str, told: Callable[[str], None] | None = None) -> Answer:
         """The model's answer to `text`, after all that was said before.
+
+        told: called with the answer so far whenever there is more of it.
 
         Raises InputError, and forgets `text`, where the model has no token for part of it or no
         position for what it would read and write.
@@ -114,6 +133,7 @@ class Chat:
                 f"{loaded.positions} positions; begin anew (/reset), or lower --max-new-tokens"
             )
         key = derive_key(self._settings.seed, "chat", *(one["content"] for one in messages))
+        loaded.listener.told = told
         (rollout,) = loaded.sampler.sample([SampleRequest(tuple(ids), (key,))])[0]
         answer = loaded.tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
         self._messages = [*messages, {"role": "assistant", "content": answer}]
@@ -154,5 +174,6 @@ def _load(folder: Path, settings: ChatSettings) -> _Loaded:
             top_k=sampling.top_k,
         ),
         max_rows=1,
+        on_token=(listener := _Listener(tokenizer)),
     )
-    return _Loaded(tokenizer, sampler, position_limit(folder))
+    return _Loaded(tokenizer, sampler, listener, position_limit(folder))

@@ -180,9 +180,30 @@ def show_export(console: Console, result: Export) -> None:
     console.print(Text(visible("\n".join(lines))))
 
 
-def show_answer(console: Console, answer: Answer) -> None:
-    """What the model said, and a mark where the limit cut it off."""
-    console.print(Text(visible(answer.text)))
+class GrowingText:
+    """A text printed while it grows, each part once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._shown = console, ""
+
+    def show(self, text: str) -> None:
+        """Print what has come to `text`; a text that changed where it was printed waits."""
+        whole = visible(text)
+        if whole.startswith(self._shown):
+            self._console.print(Text(whole[len(self._shown) :]), end="", soft_wrap=True)
+            self._shown = whole
+
+    def end(self, text: str) -> None:
+        """Print what is left of the whole text, or all of it again where it changed."""
+        whole = visible(text)
+        rest = whole.removeprefix(self._shown)
+        left = rest if whole.startswith(self._shown) else f"\n{whole}"
+        self._console.print(Text(left), soft_wrap=True)
+
+
+def show_answer(console: Console, answer: Answer, growing: GrowingText | None = None) -> None:
+    """What the model said, where `growing` has not shown it yet; a mark where it was cut off."""
+    (growing or GrowingText(console)).end(answer.text)
     if answer.finish_reason == "length":
         console.print(Text(f"[cut off after {answer.tokens} tokens]", style="dim"))
 

@@ -17,7 +17,7 @@ from headwater.terminal import stdout_console
 from headwater.visible import one_line, visible
 
 if TYPE_CHECKING:
-    from headwater.chat import Answer, Chat
+    from headwater.chat import Chat
 
 _YOU = "> "
 
@@ -111,13 +111,13 @@ def chat(
     )
     with talk:
         if once is not None:
-            _show(talk.say(once), as_json)
+            _answer(talk, once, as_json)
         elif sys.stdin.isatty():
             _converse(talk, as_json)
         else:
             for line in filter(None, map(str.strip, sys.stdin)):
                 talk.reset()  # each line of a pipe stands for itself
-                _show(talk.say(line), as_json)
+                _answer(talk, line, as_json)
 
 
 def _converse(talk: Chat, as_json: bool) -> None:
@@ -136,13 +136,17 @@ def _converse(talk: Chat, as_json: bool) -> None:
             typer.echo(f"{line}: expected /reset, /exit or what to say", err=True)
         elif line:
             try:
-                _show(talk.say(line), as_json)
+                _answer(talk, line, as_json)
             except InputError as error:
                 typer.echo(f"headwater: {one_line(str(error))}", err=True)
 
 
-def _show(answer: Answer, as_json: bool) -> None:
+def _answer(talk: Chat, line: str, as_json: bool) -> None:
+    """Print the answer: as it is written where a person looks on, otherwise when it is whole."""
     if as_json:
-        typer.echo(json.dumps(answer.as_dict()))
-    else:
-        console.show_answer(stdout_console(), answer)
+        typer.echo(json.dumps(talk.say(line).as_dict()))
+        return
+    out = stdout_console()
+    growing = console.GrowingText(out) if out.is_terminal else None
+    answer = talk.say(line, None if growing is None else growing.show)
+    console.show_answer(out, answer, growing)

@@ -64,6 +64,8 @@ class SamplerSettings:
 
 #: Told (rows at once from now on, rows before, what the allocator said) when memory ran out.
 OnFewerRows = Callable[[int, int, str], None]
+#: Told the ids that the first row in the batch has so far, each time one is drawn.
+OnToken = Callable[[list[int]], None]
 
 
 class Sampler(Protocol):
@@ -84,11 +86,13 @@ class InProcessSampler:
         *,
         max_rows: int = MAX_ROWS,
         on_fewer_rows: OnFewerRows | None = None,
+        on_token: OnToken | None = None,
     ) -> None:
         self._model = model
         self._settings = settings
         self._max_rows = max_rows
         self._on_fewer_rows = on_fewer_rows
+        self._on_token = on_token
         self._divides = False  # requests wider than max_rows, once memory ran out
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
@@ -155,6 +159,8 @@ class InProcessSampler:
             if entering:
                 decoding.admit(entering)
             decoding.draw()
+            if self._on_token is not None:
+                self._on_token(decoding.first_ids())
             decoding.leave(at_once=self._max_rows // 8 if waiting else None)
             if decoding.rows:
                 decoding.step()
@@ -194,6 +200,11 @@ class _Decoding:
     def rows(self) -> int:
         """Rows in the batch, finished ones that have not left included."""
         return int(self._row.shape[0])
+
+    def first_ids(self) -> list[int]:
+        """What the first row in the batch has drawn so far."""
+        found: list[int] = self.ids_NT[self._row[0], : int(self._drawn[0])].tolist()
+        return found
 
     def width(self, request: int) -> int:
         """Rows of a request."""

@@ -163,7 +163,7 @@ def test_stages_called_one_after_another_share_a_worker_and_compute_the_same(
     found = []
     for name in ("first", "second"):
         record = api.grpo("tiny:student", SUMS, few_letters, **GRPO, out=tmp_path / name)
-        (resting,) = executor._KEPT._resting[-1:]
+        (resting,) = executor.KEPT._resting[-1:]
         found.append((resting.worker._process.pid, record.model.joinpath("model.safetensors")))
     (first, before), (second, after) = found
     assert first == second and before != after

@@ -20,6 +20,7 @@ from headwater import api
 from headwater.config.loading import validate_recipe
 from headwater.errors import InputError, Interrupted, StageError
 from headwater.ledger import Ledger
+from headwater.workflow.executor import KEPT
 from headwater.workflow.messages import WorkerSetup
 from headwater.workflow.outcome import RunOutcome, load_outcome
 from headwater.workflow.prepare import prepare_study
@@ -79,6 +80,7 @@ def cluster() -> Iterator[Cluster]:
     yield found
     ray.shutdown()
     found.shutdown()
+    KEPT.close()  # workers of this machine's own runs, which wait for the next
     assert all_end([pid for pid in descendants(os.getpid()) if pid not in before], 20.0)
 
 

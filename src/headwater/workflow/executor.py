@@ -34,7 +34,7 @@ from headwater.workflow.progress import ProgressView
 
 _LISTEN_SECONDS = 0.2
 #: Workers of this program that wait for its next run.
-_KEPT = KeptWorkers()
+KEPT = KeptWorkers()
 
 
 class Executor:
@@ -134,14 +134,14 @@ class Executor:
         taken = {worker.number for worker in self._workers}
         number = next(n for n in count() if n not in taken)
         setup = replace(self._setup, number=number)
-        kept = _KEPT.take(setup) if self._launch is launch_worker else None
+        kept = KEPT.take(setup) if self._launch is launch_worker else None
         worker = kept or HeldWorker(setup, self._launch)
         self._workers.append(worker)
         return worker
 
     def _keep(self, worker: HeldWorker) -> bool:
         """Keep a worker for this program's next run, if it can serve one."""
-        return self._launch is launch_worker and _KEPT.keep(worker)
+        return self._launch is launch_worker and KEPT.keep(worker)
 
     def _listen(self) -> None:
         """Take whatever the workers say within a moment."""

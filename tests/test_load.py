@@ -37,6 +37,7 @@ from headwater.workflow.data_identity import DataIdentity, GraphData, identify
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import Graph, StageNode
 from headwater.workflow.held_worker import HeldWorker
+from headwater.workflow.kept_workers import KeptWorkers
 from headwater.workflow.launch import Launch
 from headwater.workflow.messages import Done, ProblemSet, StageTask, WorkerSetup
 from headwater.workflow.planner import build_graph
@@ -269,6 +270,7 @@ def test_scheduling_a_stage_takes_as_long_among_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor_module, "HeldWorker", Echo)
+    monkeypatch.setattr(executor_module, "KEPT", KeptWorkers())
     looks = {}
     for size in (500, 2_000):
         graph, nodes = graph_of(size)
@@ -294,6 +296,7 @@ def test_problems_go_to_a_worker_once_and_labels_with_each_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor_module, "HeldWorker", Echo)
+    monkeypatch.setattr(executor_module, "KEPT", KeptWorkers())
     source = write_problems(tmp_path / "train.jsonl", 3_000)
     held_out = write_problems(tmp_path / "held.jsonl", 4)
     arms = {f"arm_{n}": {"student": [{"grpo": {"lr": 1e-6 * (n + 1)}}]} for n in range(6)}

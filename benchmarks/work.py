@@ -22,6 +22,7 @@ from headwater.engine.forward import head_weight, hidden_at_targets, load_engine
 from headwater.engine.memory import keep_freed_memory
 from headwater.engine.packing import PackedGroup, TokenBatch, micro_batches, pack
 from headwater.engine.precision import resolve_device, resolve_dtype, set_threads
+from headwater.engine.recording import RecordedForward, is_recorded
 from headwater.engine.update import StepResult, Updater
 from headwater.errors import InputError
 from headwater.losses.chunked_head import ChunkLoss, chunked_head_loss
@@ -180,8 +181,11 @@ class Bench:
             )
             for p, prompt in enumerate(prompts)
         ]
-        drawn = self._sampler.sample(requests)
-        batch = RolloutBatch(tuple(RolloutGroup(str(p), rows) for p, rows in enumerate(drawn)))
+        may_record = self.options.kind != "warmup" and is_recorded(step)
+        recorded = RecordedForward(self.stage.micro_batch_tokens) if may_record else None
+        drawn = self._sampler.sample(requests, recorded)
+        groups = tuple(RolloutGroup(str(p), rows) for p, rows in enumerate(drawn))
+        batch = RolloutBatch(groups, recorded)
         return self._cut(batch) if self.options.vary else batch
 
     def _cut(self, batch: RolloutBatch) -> RolloutBatch:
@@ -199,7 +203,7 @@ class Bench:
             )
             return replace(group, rollouts=rows)
 
-        return RolloutBatch(tuple(shortened(group) for group in batch.groups))
+        return RolloutBatch(tuple(shortened(group) for group in batch.groups), batch.recorded)
 
     # --- learning ---------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class Bench:
     ) -> LossSums:
         tokens = pack(micro, dtype=self.dtype, device=self.device)
         chunk_loss = loss_of(tokens)
-        hidden = hidden_at_targets(self.model, tokens)
+        hidden = hidden_at_targets(self.model, tokens, self.batch.known(micro, tokens))
         return chunked_head_loss(hidden, head_weight(self.model, self.vocab_size), chunk_loss)
 
     def _timed(self, compute: Callable[[], LossSums]) -> Callable[[], LossSums]:

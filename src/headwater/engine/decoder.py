@@ -1,16 +1,10 @@
-"""A model made ready to sample: prompts, then one token a row, with packed weights.
-
-Packed weights are copies where packing changes anything. They are made for one call of a sampler
-and dropped with it, so that they cannot be older than the model, and cost about what one step of
-decoding does.
-"""
+"""A model made ready to sample: prompts, then one token a row, with packed weights."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn import functional
@@ -27,78 +21,11 @@ from headwater.engine.fused_layers import (
     widened,
 )
 from headwater.engine.layout import PackedLayout
+from headwater.engine.packed_linear import PackedLinear
+from headwater.engine.recording import RecordedForward, RecordedShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class PackedLinear:
-    """x @ weight.T (+ bias), the weight laid out for the CPU's matrix kernels where there are any.
-
-    weights [out_i, in] are put one under the other. What follows a product can be part of it.
-    """
-
-    def __init__(
-        self, *weights: torch.Tensor, biases: tuple[torch.Tensor | None, ...] = ()
-    ) -> None:
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        present = [bias for bias in biases if bias is not None]
-        self._bias = torch.cat(present) if present else None
-        self._packs = _packs(weight)
-        self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight, None) if self._packs else weight
-        )
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, in] to [B, out]."""
-        if self._packs:
-            return self._packed(x, "none")
-        return functional.linear(x, self._weight, self._bias)
-
-    def silu(self, x: torch.Tensor) -> torch.Tensor:
-        """SiLU of the product."""
-        if self._packs:
-            return self._packed(x, "swish")
-        return functional.silu(self(x), inplace=True)
-
-    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """The product times `other` [B, out]."""
-        if self._packs:
-            return self._packed_with(x, other, "mul")
-        return self(x).mul_(other)
-
-    def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """The product plus `other` [B, out]."""
-        if self._packs:
-            return self._packed_with(x, other, "add")
-        return self(x).add_(other)
-
-    def _packed(self, x: torch.Tensor, after: str) -> torch.Tensor:
-        found: torch.Tensor = _pointwise(x, self._weight, self._bias, after, [], "")
-        return found
-
-    def _packed_with(self, x: torch.Tensor, other: torch.Tensor, after: str) -> torch.Tensor:
-        found: torch.Tensor = _pointwise_with(x, other, self._weight, self._bias, after)
-        return found
-
-
-# The overloads themselves: to have torch choose one at every call costs as much as a small op.
-# Builds of torch for other processors may lack them.
-_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_pointwise: Any = getattr(_LINEAR, "default", None)
-_pointwise_with: Any = getattr(_LINEAR, "binary", None)
-
-
-def _packs(weight: torch.Tensor) -> bool:
-    """Whether oneDNN packs this weight here: float32 or bfloat16 on an x86 CPU that has it."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.mkldnn.is_available()
-        and _LINEAR is not None
-        and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
 
 
 class Decoder(Protocol):
@@ -121,18 +48,35 @@ class Decoder(Protocol):
         ...
 
 
-def decoder_of(model: PreTrainedModel, vocab_size: int) -> Decoder:
+def decoder_of(
+    model: PreTrainedModel, vocab_size: int, recorded: RecordedForward | None = None
+) -> Decoder:
     """The decoder that suits the model's layers; make a new one when its weights change.
 
-    On a GPU its steps are recorded once for every shape and played back.
+    On a GPU its steps are recorded once for every shape and played back. recorded: where what
+    layers come to is written, if `can_record(model)`.
     """
     layers = [parameters_of(layer) for layer in model.get_decoder().layers]
     known = [layer for layer in layers if layer is not None]
     if len(known) < len(layers):
         return _LibraryDecoder(model, vocab_size)
-    packed = _PackedDecoder(model, known, vocab_size)
+    packed = _PackedDecoder(model, known, vocab_size, recorded)
     records = packed.device.type == "cuda" and packed.can_be_recorded
     return RecordedSteps(packed, record_cuda_graph) if records else packed
+
+
+#: Layers as small as the embedded models' are computed again as fast as they are copied.
+_SMALLEST_RECORDED = 256
+
+
+def can_record(model: PreTrainedModel) -> bool:
+    """Whether a decoder of this model writes down what its layers come to: on a CPU, with all
+    layers of known structure, and large enough for that to be worth while."""
+    body = model.get_decoder()
+    weight = body.embed_tokens.weight
+    if weight.device.type != "cpu" or weight.shape[1] < _SMALLEST_RECORDED:
+        return False
+    return all(parameters_of(layer) is not None for layer in body.layers)
 
 
 #: Runs a function of tensors, and returns how to run it again on what those tensors hold then.
@@ -220,6 +164,8 @@ class _LibraryDecoder:
 
 #: What attention reads, [B, M*R * D]: given queries, scaled, then keys and values [B, X, D].
 _Reader = Callable[[torch.Tensor], torch.Tensor]
+#: Takes what a layer came to, in the columns of `RecordedShape`.
+_Writer = Callable[[Sequence[torch.Tensor]], None]
 
 
 class _PackedLayer:
@@ -229,7 +175,7 @@ class _PackedLayer:
     one product of complex numbers. Scores do not depend on the order within a head.
     """
 
-    def __init__(self, weights: LayerParameters, shape: LayerShape) -> None:
+    def __init__(self, weights: LayerParameters, shape: LayerShape, recorded: bool) -> None:
         self._shape = shape
         self._norm, self._mlp_norm = widened(weights.norm), widened(weights.mlp_norm)
         self._rotated_heads = (weights.q.shape[0] + weights.k.shape[0]) // shape.head_dim
@@ -245,24 +191,43 @@ class _PackedLayer:
             ),
         )
         self._o = PackedLinear(weights.o)
-        self._gate, self._up = PackedLinear(weights.gate), PackedLinear(weights.up)
+        if recorded:  # both are wanted as they are
+            self._gate_up = PackedLinear(weights.gate, weights.up)
+        else:
+            self._gate, self._up = PackedLinear(weights.gate), PackedLinear(weights.up)
         self._down = PackedLinear(weights.down)
         self._head_norms = _head_norms(weights, dim)
 
-    def __call__(self, x: torch.Tensor, cis_BXd: torch.Tensor, reader: _Reader) -> torch.Tensor:
+    def __call__(
+        self,
+        x: torch.Tensor,
+        cis_BXd: torch.Tensor,
+        reader: _Reader,
+        writer: _Writer | None = None,
+    ) -> torch.Tensor:
         rows, eps, dim = x.shape[0], self._shape.eps, self._shape.head_dim
         normed = rms_norm(x, self._norm, eps)
         qkv = self._qkv(normed).view(rows, -1, dim // 2, 2)
+        raw = []
+        if writer is not None and self._head_norms is not None:
+            raw = [qkv[:, : self._rotated_heads].flatten(1).clone()]
         wide = widened(qkv)
         if self._head_norms is not None:
             heads = wide[:, : self._rotated_heads].flatten(2)
             scale = heads.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
             heads.mul_(scale).mul_(self._head_norms)
         torch.view_as_complex(wide).mul_(cis_BXd)
-        read = reader(wide.to(x.dtype).flatten(2))
+        rotated = wide.to(x.dtype).flatten(2)
+        read = reader(rotated)
         middle = self._o.plus(read, x)
         normed = rms_norm(middle, self._mlp_norm, eps)
-        return self._down.plus(self._up.times(normed, self._gate.silu(normed)), middle)
+        if writer is None:
+            return self._down.plus(self._up.times(normed, self._gate.silu(normed)), middle)
+        gate_up = self._gate_up(normed)
+        gate, up = gate_up.chunk(2, dim=1)
+        out = self._down.plus(functional.silu(gate).mul_(up), middle)
+        writer((rotated.flatten(1), read, middle, gate_up, out, *raw))
+        return out
 
 
 def _interleaved(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -284,7 +249,11 @@ class _PackedDecoder:
     """All layers of known structure, without the library's module calls between them."""
 
     def __init__(
-        self, model: PreTrainedModel, layers: list[LayerParameters], vocab_size: int
+        self,
+        model: PreTrainedModel,
+        layers: list[LayerParameters],
+        vocab_size: int,
+        recorded: RecordedForward | None = None,
     ) -> None:
         body = model.get_decoder()
         self._embedding = body.embed_tokens.weight
@@ -298,11 +267,25 @@ class _PackedDecoder:
             weight.shape[0] // self._shape.head_dim for weight in (layers[0].q, layers[0].k)
         )
         self._layers = [
-            _PackedLayer(weights, shape_of(layer))
+            _PackedLayer(weights, shape_of(layer), recorded is not None)
             for weights, layer in zip(layers, body.layers, strict=True)
         ]
         self._norm, self._eps = widened(body.norm.weight), float(body.norm.variance_epsilon)
         self._head = PackedLinear(head_weight(model, vocab_size))
+        self._recorded = recorded
+        if recorded is not None:
+            recorded.open(self._recorded_shape(layers[0]), len(layers), self._embedding)
+
+    def _recorded_shape(self, layer: LayerParameters) -> RecordedShape:
+        return RecordedShape(
+            query_heads=self._query_heads,
+            kv_heads=self._kv_heads,
+            head_dim=self._shape.head_dim,
+            hidden=layer.o.shape[0],
+            intermediate=layer.gate.shape[0],
+            scaling=self._shape.scaling,
+            has_head_norms=layer.q_norm is not None,
+        )
 
     def prefill(
         self, ids_T: torch.Tensor, positions_T: torch.Tensor, layout: PackedLayout
@@ -333,8 +316,10 @@ class _PackedDecoder:
         """Final hidden states [B, H] of B tokens; `reader` has each layer's attention."""
         x = functional.embedding(ids_B, self._embedding)
         cis_BXd = self._rotations(x, positions_B)
+        recorded = self._recorded
         for index, layer in enumerate(self._layers):
-            x = layer(x, cis_BXd, reader(index))
+            writer = None if recorded is None else partial(recorded.write, index)
+            x = layer(x, cis_BXd, reader(index), writer)
         return rms_norm(x, self._norm, self._eps)
 
     def _rotations(self, x: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 
 from headwater.engine.attention import Attend, attend
 from headwater.engine.decoding import DecodeLayout
-from headwater.engine.fused_layers import fuse_layers
+from headwater.engine.fused_layers import Known, fuse_layers
 from headwater.engine.layout import PackedLayout
 from headwater.engine.packing import TokenBatch
 from headwater.engine.sharding import is_sharded
@@ -41,9 +41,15 @@ def head_weight(model: PreTrainedModel, vocab_size: int | None = None) -> torch.
     return weight if vocab_size in (None, weight.shape[0]) else weight[:vocab_size]
 
 
-def hidden_at_targets(model: PreTrainedModel, batch: TokenBatch) -> torch.Tensor:
-    """Final hidden states [T, H] that predict `batch.target_ids_T`, prompt computed once."""
-    hidden = hidden_states(model, batch.input_ids, batch.position_ids, batch.layout)
+def hidden_at_targets(
+    model: PreTrainedModel, batch: TokenBatch, known: Known | None = None
+) -> torch.Tensor:
+    """Final hidden states [T, H] that predict `batch.target_ids_T`, prompt computed once.
+
+    known: what the model's layers came to on just these tokens, where that need not be computed
+    again.
+    """
+    hidden = hidden_states(model, batch.input_ids, batch.position_ids, batch.layout, known)
     return hidden.index_select(0, batch.predict_index_T)
 
 
@@ -52,10 +58,13 @@ def hidden_states(
     input_ids: torch.Tensor,
     position_ids: torch.Tensor,
     layout: PackedLayout | DecodeLayout,
+    known: Known | None = None,
 ) -> torch.Tensor:
     """Final hidden states [tokens, H] of a flat row; ids and positions int64 [1, tokens]."""
     body = model if is_sharded(model) else model.get_decoder()
-    out = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
+    out = body(
+        input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout, known=known
+    )
     hidden: torch.Tensor = out.last_hidden_state[0]
     return hidden
 

@@ -139,14 +139,16 @@ def fuse_layers(model: PreTrainedModel) -> int:
     Called without a `layout` (outside the engine) a layer computes as the library wrote it.
     """
     count = 0
-    for layer in model.get_decoder().layers:
+    for number, layer in enumerate(model.get_decoder().layers):
         if parameters_of(layer) is not None:
-            layer.forward = _forward_of(layer, layer.forward)
+            layer.forward = _forward_of(layer, number, layer.forward)
             count += 1
     return count
 
 
-def _forward_of(layer: nn.Module, original: Callable[..., Any]) -> Callable[..., torch.Tensor]:
+def _forward_of(
+    layer: nn.Module, number: int, original: Callable[..., Any]
+) -> Callable[..., torch.Tensor]:
     shape = shape_of(layer)
 
     def forward(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -157,7 +159,9 @@ def _forward_of(layer: nn.Module, original: Callable[..., Any]) -> Callable[...,
         rotary = rotary_of(kwargs["position_embeddings"], shape.head_dim)
         flat = hidden_states[0]
         if torch.is_grad_enabled():
-            out = _Layer.apply(flat, rotary, layout, shape, *weights.all())
+            known: Known | None = kwargs.get("known")
+            done = None if known is None else known(number)
+            out = _Layer.apply(flat, rotary, layout, shape, done, *weights.all())
         else:
             out = _compute(flat, rotary, layout, shape, weights).out
         return out[None]
@@ -178,8 +182,8 @@ def rotary_of(tables: tuple[torch.Tensor, torch.Tensor], head_dim: int) -> Rotar
 
 
 @dataclass(frozen=True, slots=True)
-class _Computed:
-    """A forward pass: the result and what the backward pass reads."""
+class LayerForward:
+    """A layer's forward pass over T tokens: the result and what the backward pass reads."""
 
     out: torch.Tensor  # [T, H]
     qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rotated, as attention saw them
@@ -188,6 +192,10 @@ class _Computed:
     middle: torch.Tensor  # [T, H], after attention's residual
     gate: torch.Tensor
     up: torch.Tensor
+
+
+#: A layer's forward pass by its number, where it need not be computed again.
+Known = Callable[[int], LayerForward]
 
 
 def _project_qkv(
@@ -215,7 +223,7 @@ def _compute(
     shape: LayerShape,
     weights: LayerParameters,
     keep: list[torch.Tensor] | None = None,
-) -> _Computed:
+) -> LayerForward:
     q, k, v, raw_q, raw_k = _project_qkv(x, rotary, shape, weights)
     read = attend(layout, q, k, v, shape.scaling, keep).flatten(1)
     middle = torch.addmm(x, read, weights.o.t())
@@ -224,7 +232,7 @@ def _compute(
     up = functional.linear(normed, weights.up)
     out = torch.addmm(middle, functional.silu(gate).mul_(up), weights.down.t())
     raw = None if weights.q_norm is None else (raw_q, raw_k)
-    return _Computed(out, (q, k, v), raw, read, middle, gate, up)
+    return LayerForward(out, (q, k, v), raw, read, middle, gate, up)
 
 
 class _Layer(torch.autograd.Function):
@@ -235,11 +243,12 @@ class _Layer(torch.autograd.Function):
         rotary: Rotary,
         layout: PackedLayout,
         shape: LayerShape,
+        known: LayerForward | None,
         *weights: torch.Tensor | None,
     ) -> torch.Tensor:
         attention: list[torch.Tensor] = []
         parameters = LayerParameters(*weights)  # type: ignore[arg-type]
-        done = _compute(x, rotary, layout, shape, parameters, attention)
+        done = known or _compute(x, rotary, layout, shape, parameters, attention)
         ctx.rotary, ctx.layout, ctx.shape = rotary, layout, shape
         kept = (x, *done.qkv, done.read, done.middle, done.gate, done.up, *(done.raw or ()))
         ctx.save_for_backward(*weights, *kept, *attention)
@@ -271,7 +280,8 @@ class _Layer(torch.autograd.Function):
         grad_normed = _qkv_backward((grad_q, grad_k, grad_v), normed, w, grads)
         grad_x, grads["norm"] = rms_norm_backward(grad_normed, x, w.norm, eps)
         grad_x.add_(grad_middle)
-        return grad_x, None, None, None, *(grads.get(name) for name in LayerParameters.__slots__)
+        none = (None,) * 4
+        return grad_x, *none, *(grads.get(name) for name in LayerParameters.__slots__)
 
 
 def _mlp_backward(

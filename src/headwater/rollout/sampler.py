@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from headwater import seeding
-from headwater.engine.decoder import decoder_of
+from headwater.engine.decoder import can_record, decoder_of
 from headwater.engine.decoding import DecodeLayout
 from headwater.engine.forward import head_weight
 from headwater.engine.memory import is_out_of_memory, release_memory
 from headwater.engine.packing import pack_prompts
+from headwater.engine.recording import RecordedForward
 from headwater.errors import StageError
+from headwater.rollout.drawing import draw_tokens
 from headwater.types import FinishReason, Rollout
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 #: Finished rows are dropped from the batch once they are this share of it.
 _DROP_SHARE = 0.15
-#: A large vocabulary is searched in two steps: which segment of so many tokens, which token.
-_SEGMENT_TOKENS = 256
 #: Prompt tokens that are prefilled at once.
 _PREFILL_TOKENS = 16384
 #: Rows that decode at once unless the caller says otherwise.
@@ -95,29 +95,37 @@ class InProcessSampler:
         self._on_token = on_token
         self._divides = False  # requests wider than max_rows, once memory ran out
 
-    def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
+    def sample(
+        self, requests: Sequence[SampleRequest], recorded: RecordedForward | None = None
+    ) -> list[tuple[Rollout, ...]]:
         """One tuple of rollouts per request.
 
         At most `max_rows` rows decode at once, or one request's if those are more. Requests that
         do not fit wait, and take the places of rows that finish. Where memory runs out the call
         is done again with half of the rows, then and later; raises StageError where a single row
-        does not fit.
+        does not fit. recorded: where the forward pass is written down for training; it stays
+        empty where that is impossible, would not fit, or memory ran out.
         """
         while requests:
             try:
-                return self._sample(requests)
+                return self._sample(requests, recorded)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 said = str(error).partition("\n")[0] or type(error).__name__
+            if recorded is not None:
+                recorded.drop()
+                recorded = None
             release_memory()
             self._halve([len(request.keys) for request in requests], said)
         return []
 
-    def _sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
+    def _sample(
+        self, requests: Sequence[SampleRequest], recorded: RecordedForward | None
+    ) -> list[tuple[Rollout, ...]]:
         parts = [part for request in requests for part in self._parts(request)]
         with torch.inference_mode():
-            decoding = _Decoding(self._model, self._settings, parts)
+            decoding = _Decoding(self._model, self._settings, parts, recorded)
             self._decode(decoding, deque(range(len(parts))))
         drawn = _as_rollouts(parts, decoding, self._settings.end_ids)
         if len(parts) == len(requests):
@@ -174,14 +182,20 @@ class _Decoding:
         model: PreTrainedModel,
         settings: SamplerSettings,
         requests: Sequence[SampleRequest],
+        recorded: RecordedForward | None = None,
     ) -> None:
         self._settings, self._requests = settings, requests
-        self._decoder = decoder_of(model, settings.vocab_size)
+        widths = [len(r.keys) for r in requests]
+        if recorded is not None:
+            prompts, most = [len(r.prompt_ids) for r in requests], settings.max_new_tokens
+            if not (can_record(model) and recorded.fits(prompts, widths, most)):
+                recorded = None
+        self._recorded = recorded
+        self._decoder = decoder_of(model, settings.vocab_size, recorded)
         head = head_weight(model)
         self._device, self._dtype = head.device, head.dtype
         keys = np.array([key for r in requests for key in r.keys], dtype=np.uint64)
         limit, count = settings.max_new_tokens, keys.shape[0]
-        widths = [len(r.keys) for r in requests]
         self._first_row = np.cumsum([0, *widths])
         self._uniforms = torch.from_numpy(seeding.uniforms(keys, 0, limit)).to(self._device)
         self._ends = torch.tensor(settings.end_ids, dtype=torch.long, device=self._device)
@@ -226,6 +240,8 @@ class _Decoding:
         widths = torch.tensor([self.width(r) for r in chunk], device=self._device)
         group = torch.arange(len(chunk), device=self._device).repeat_interleave(widths)
         ids, positions, layout, last = pack_prompts(prompts, dtype=self._dtype, device=self._device)
+        if self._recorded is not None:
+            self._recorded.expect_prompts(chunk, ids[0])
         states = self._decoder.prefill(ids[0], positions[0], layout)
         hidden = states.index_select(0, last).index_select(0, group)
         assert layout.capture is not None
@@ -282,86 +298,11 @@ class _Decoding:
     def step(self) -> None:
         """Feed the drawn tokens; their hidden states are what is drawn from next."""
         assert self._layout is not None
+        if self._recorded is not None:
+            self._recorded.expect_tokens(self._row, self._drawn - 1, self._token)
         self._hidden = self._decoder.step(self._token, self._position, self._layout)
         self._layout.advance()
         self._position = self._position + 1
-
-
-def draw_tokens(
-    logits_BV: torch.Tensor,
-    uniforms_B: torch.Tensor,
-    settings: SamplerSettings,
-    ends: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverse-CDF draw: the first token whose cumulative probability exceeds u.
-
-    logits_BV is overwritten. Returns tokens int64 [B] and their log-probabilities at the
-    sampling temperature, among the tokens that top_k and top_p keep, [B]; at temperature 0 the
-    likeliest token is certain.
-    """
-    if settings.forbid_end:
-        logits_BV[:, ends] = -torch.inf
-    if settings.temperature == 0.0:
-        token = logits_BV.argmax(-1)
-        return token, torch.zeros_like(token, dtype=logits_BV.dtype)
-    if settings.temperature != 1.0:
-        logits_BV.div_(settings.temperature)
-    if settings.top_k is not None or settings.top_p < 1.0:
-        keep_likeliest(logits_BV, settings.top_p, settings.top_k)
-    mass = logits_BV.sub_(logits_BV.amax(-1, keepdim=True)).exp_()
-    sums = _segment_sums(mass)
-    cumulative = sums.cumsum(-1)
-    total = cumulative[:, -1:]
-    threshold = uniforms_B[:, None] * total
-    token = _first_above(cumulative, threshold)
-    if sums is not mass:
-        size = _SEGMENT_TOKENS
-        threshold = threshold - (cumulative - sums).gather(1, token)
-        inside = token * size + torch.arange(size, device=mass.device)
-        beyond = inside >= mass.shape[1]
-        there = mass.gather(1, inside.clamp_max(mass.shape[1] - 1)).masked_fill_(beyond, 0.0)
-        token = token * size + _first_above(there.cumsum(-1), threshold)
-        token.clamp_max_(mass.shape[1] - 1)
-    logprobs = mass.gather(1, token).log_().sub_(total.log())
-    return token[:, 0], logprobs[:, 0]
-
-
-def keep_likeliest(logits_BV: torch.Tensor, top_p: float, top_k: int | None) -> None:
-    """Set the logits of all other tokens to -inf, in place: first all but the `top_k` likeliest,
-    then all but the fewest of these that together have probability `top_p` or more. Tokens as
-    likely as the last one kept stay."""
-    if top_k is not None and top_k < logits_BV.shape[1]:
-        least = logits_BV.topk(top_k, -1).values[:, -1:]
-        logits_BV.masked_fill_(logits_BV < least, -torch.inf)
-    if top_p < 1.0:
-        falling = logits_BV.sort(-1, descending=True).values
-        mass = falling.float().softmax(-1)
-        kept = mass.cumsum(-1) - mass < top_p  # what comes before has not reached it
-        least = falling.gather(1, kept.sum(-1, keepdim=True) - 1)
-        logits_BV.masked_fill_(logits_BV < least, -torch.inf)
-
-
-def _segment_sums(mass_BV: torch.Tensor) -> torch.Tensor:
-    """Sums over segments of the vocabulary; a small one is not divided."""
-    vocab = mass_BV.shape[1]
-    if vocab <= 2 * _SEGMENT_TOKENS:
-        return mass_BV
-    whole = vocab - vocab % _SEGMENT_TOKENS
-    sums = mass_BV[:, :whole].unflatten(1, (-1, _SEGMENT_TOKENS)).sum(-1)
-    if whole == vocab:
-        return sums
-    return torch.cat((sums, mass_BV[:, whole:].sum(-1, keepdim=True)), 1)
-
-
-def _first_above(cumulative: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """First place whose cumulative mass exceeds the threshold, [B, 1]: one that has mass itself.
-
-    A threshold that rounding carried out of the range is taken to its nearest end.
-    """
-    last = cumulative[:, -1:]
-    threshold = torch.minimum(threshold, torch.nextafter(last, torch.zeros_like(last)))
-    found = torch.searchsorted(cumulative, threshold.clamp_min_(0.0), right=True)
-    return found.clamp_max_(cumulative.shape[1] - 1)  # reached by logits that are not numbers only
 
 
 def _as_rollouts(

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headwater.config.stages import GRPOStage, MixedStage, OPDStage, Sampling
+from headwater.engine.recording import RecordedForward, is_recorded
 from headwater.rollout.engines import Serving
 from headwater.stages.learner import Learner
 from headwater.stages.rollouts import ProblemStream, RolloutBatch, RolloutSource
@@ -84,7 +85,9 @@ class StepRollouts:
 
     def take(self, step: int) -> Drawn:
         """The rollouts of a step; with overlap, those of the next are begun."""
-        self._held = {step: self._held.get(step) or self._begin(step)}
+        begun = self._held.get(step)
+        self._held = {}  # what the last step left is freed before anything is drawn
+        self._held[step] = begun or self._begin(step)
         drawn = self._held[step]()
         if self._config.overlap and step + 1 < self._learner.total_steps:
             self._held[step + 1] = self._begin(step + 1)
@@ -102,16 +105,27 @@ class StepRollouts:
     def _begin(self, step: int) -> Callable[[], Drawn]:
         """Start drawing a step's rollouts; the result is waited for when it is called, once."""
         version, problems = self._learner.updater.steps_done, self._problems(step)
-        finish = self._source.begin(problems, self._config.group_size, step, self._score_of(step))
+        group_size, recorded = self._config.group_size, self._recorded(step)
+        score = self._score_of(step)
+        finish = self._source.begin(problems, group_size, step, score, recorded)
         found: list[Drawn] = []
 
         def finished() -> Drawn:
             if not found:
                 groups, scores = finish()
-                found.append(Drawn(problems, RolloutBatch(tuple(groups)), scores, version))
+                batch = RolloutBatch(tuple(groups), recorded)
+                found.append(Drawn(problems, batch, scores, version))
             return found[0]
 
         return finished
+
+    def _recorded(self, step: int) -> RecordedForward | None:
+        """Where the sampler writes down the forward pass that the step trains on, if it can: the
+        weights must be the same, and all tokens on this process at once."""
+        learner = self._learner
+        checkpointing = learner.job.compute.activation_checkpointing
+        apart = self._config.overlap or learner.world.size > 1 or checkpointing
+        return RecordedForward(learner.budget.tokens) if is_recorded(step) and not apart else None
 
     # --- across a checkpoint ------------------------------------------------------------------
 

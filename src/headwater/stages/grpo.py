@@ -78,7 +78,8 @@ class _GRPO:
         if self.rollouts is not None:
             drawn = self.rollouts.take(step)
             graded = grade_groups(learner, self.source, drawn.problems, drawn.batch.groups)
-            return *apart(graded), self.rollouts.lag(drawn)
+            problems, _, texts, grades = apart(graded)
+            return problems, drawn.batch, texts, grades, self.rollouts.lag(drawn)
         assert config.dynamic_sampling is not None
         rounds = 1 + config.dynamic_sampling.max_rounds
         kept: list[Graded] = []
@@ -128,6 +129,6 @@ class _GRPO:
         learner = self.learner
         tokens = pack(micro, dtype=learner.dtype, device=learner.device)
         loss = policy.chunk_loss(micro, tokens)
-        hidden = hidden_at_targets(learner.model, tokens)
+        hidden = hidden_at_targets(learner.model, tokens, policy.batch.known(micro, tokens))
         head = head_weight(learner.model, learner.vocab_size)
         return chunked_head_loss(hidden, head, loss, temperature=self.policy.temperature)

@@ -52,8 +52,9 @@ class Learner(Trainee):
     """A model being trained by one stage, resumable at every step.
 
     Use as a context manager; iterate `steps()`, call `record` once a step, then `publish`.
-    `cursor` is the stage's own place in its data; it is saved with the weights, and so are files
-    in `kept`, which `before_saving` may add to: it is called by all ranks.
+    budget: of its micro-batches. `cursor` is the stage's own place in its data; it is saved with
+    the weights, and so are files in `kept`, which `before_saving` may add to: it is called by all
+    ranks.
 
     Budgets stop a stage before a step changes any weight: updates are reserved before the step,
     sampling and labels are charged before the update that learns from them. What the unfinished
@@ -72,7 +73,7 @@ class Learner(Trainee):
         )
         self.cursor = 0
         self.alerts: list[Alert] = []
-        self._budget = TokenBudget(self.config.micro_batch_tokens)
+        self.budget = TokenBudget(self.config.micro_batch_tokens)
         self._watcher = Watcher(job.guards, total_steps)
         self._updates_per_step = updates // max(total_steps, 1)
         self._reserves_updates = math.isfinite(context.account.remaining("updates"))
@@ -184,7 +185,7 @@ class Learner(Trainee):
         """
         own = dealt(groups, self.world)
         while True:
-            micros = self._budget.micro_batches(own)
+            micros = self.budget.micro_batches(own)
             losses: list[Callable[[], LossSums]] = [partial(loss_of, micro) for micro in micros]
             most = max(self.world.gather(len(micros)))
             losses += [self.idle] * (most - len(micros))
@@ -205,14 +206,14 @@ class Learner(Trainee):
             self._halve_micro_batches(groups, said)
 
     def _halve_micro_batches(self, groups: Sequence[PackedGroup], said: str) -> None:
-        before = self._budget.tokens
-        if not self._budget.halve(groups):
+        before = self.budget.tokens
+        if not self.budget.halve(groups):
             raise StageError(
                 f"{self._here()}: a single response does not fit into memory ({said}), and no "
                 "micro-batch can be smaller; lower sampling.max_new_tokens, use a smaller model or "
                 "compute.precision=bfloat16, or lower compute.processes"
             )
-        self._out_of_memory("micro_batch_tokens", self._budget.tokens, before, said)
+        self._out_of_memory("micro_batch_tokens", self.budget.tokens, before, said)
 
     def halved_rows(self, rows: int, before: int, said: str) -> None:
         """The sampler ran out of memory and goes on with fewer rows at once."""
@@ -309,7 +310,7 @@ class Learner(Trainee):
             "cursor": cursor,
             "ledger_position": ledger_position,
             "seconds": self._spent_seconds + time.perf_counter() - self._started,
-            "micro_batch_tokens": self._budget.tokens,
+            "micro_batch_tokens": self.budget.tokens,
             "out_of_memory": [asdict(one) for one in self.alerts if one.guard == _MEMORY],
         }
         checkpoint = Checkpoint(self.updater.state(), state)
@@ -334,7 +335,7 @@ class Learner(Trainee):
             self._done = int(state["done"])
             self.cursor = int(state["cursor"])
             self._spent_seconds = float(state["seconds"])
-            self._budget.lower_to(int(state.get("micro_batch_tokens", self._budget.tokens)))
+            self.budget.lower_to(int(state.get("micro_batch_tokens", self.budget.tokens)))
             self.alerts = [Alert(**plain) for plain in state.get("out_of_memory", ())]
             self.updater.restore(found.read, int(state["updates"]))
         self.context.account.rewind(0 if found is None else int(found.state["ledger_position"]))

@@ -161,6 +161,6 @@ class _Mixed:
             )
             temperature = 1.0  # the reward's own is applied where the two meet
         assert loss is not None
-        hidden = hidden_at_targets(learner.model, tokens)
+        hidden = hidden_at_targets(learner.model, tokens, batch.known(micro, tokens))
         head = head_weight(learner.model, learner.vocab_size)
         return chunked_head_loss(hidden, head, loss, temperature=temperature)

@@ -87,6 +87,6 @@ class _OPD:
         learner = self.learner
         tokens = pack(micro, dtype=learner.dtype, device=learner.device)
         loss = self.teacher.chunk_loss(batch, weights_N, micro, tokens)
-        hidden = hidden_at_targets(learner.model, tokens)
+        hidden = hidden_at_targets(learner.model, tokens, batch.known(micro, tokens))
         head = head_weight(learner.model, learner.vocab_size)
         return chunked_head_loss(hidden, head, loss)

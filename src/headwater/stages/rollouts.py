@@ -16,13 +16,21 @@ import torch
 from headwater import seeding
 from headwater.config.evaluation import EvaluationSampling
 from headwater.config.stages import Sampling
-from headwater.engine.packing import PackedGroup
+from headwater.engine.fused_layers import Known
+from headwater.engine.packing import PackedGroup, TokenBatch
+from headwater.engine.recording import RecordedForward
 from headwater.engine.sharding import gathered
 from headwater.losses.grpo import token_weights
 from headwater.models.end_tokens import end_token_ids
 from headwater.models.vocabulary import usable_vocabulary
 from headwater.rollout.engines import Serving, make_sampler
-from headwater.rollout.sampler import MAX_ROWS, OnFewerRows, SampleRequest, SamplerSettings
+from headwater.rollout.sampler import (
+    MAX_ROWS,
+    InProcessSampler,
+    OnFewerRows,
+    SampleRequest,
+    SamplerSettings,
+)
 from headwater.rollout.vllm_sampler import VLLMSampler
 from headwater.stages.job import StageJob
 from headwater.tasks.prompts import encode_prompt
@@ -134,12 +142,14 @@ class RolloutSource:
         group_size: int,
         step: int,
         score: Callable[[Sequence[Rollout]], T] | None = None,
+        recorded: RecordedForward | None = None,
     ) -> Callable[[], tuple[list[RolloutGroup], T | None]]:
         """Start what `draw` does; returns how to wait for it, which all ranks call, once.
 
         Servers draw with the weights of this moment while the caller goes on; in this process all
         is drawn at once. score: asked, by the main rank and beside the caller, what it says of all
-        rollouts, in order; what it returns comes with them.
+        rollouts, in order; what it returns comes with them. recorded: where this process writes
+        down its forward pass.
         """
         requests, world = self._requests(problems, group_size, step), self._world
         drawn: list[tuple[Rollout, ...]] | None = None  # None while servers draw
@@ -149,7 +159,7 @@ class RolloutSource:
                 world.from_main(lambda: served.push(requests))
             sample = partial(served.ask, requests)
         else:
-            drawn = self._sample(requests)
+            drawn = self._sample(requests, recorded)
             sample = partial(list, drawn)
 
         def work() -> tuple[list[tuple[Rollout, ...]] | None, T | None]:
@@ -200,11 +210,14 @@ class RolloutSource:
             requests.append(SampleRequest(self.prompt_ids(p), keys))
         return requests
 
-    def _sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
+    def _sample(
+        self, requests: Sequence[SampleRequest], recorded: RecordedForward | None
+    ) -> list[tuple[Rollout, ...]]:
         """Each rank samples its share of the requests; all get all of the rollouts."""
-        world = self._world
+        world, sampler = self._world, self._sampler
+        assert isinstance(sampler, InProcessSampler)
         with gathered(self._model):
-            own = self._sampler.sample(world.share(requests))
+            own = sampler.sample(world.share(requests), recorded)
         told, self._fewer_rows = self._fewer_rows, []
         parts = world.gather((own, told))
         for _, fewer in parts:
@@ -233,9 +246,13 @@ class RolloutSource:
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """Flat view of groups: row i of N is rollout i % G of group i // G."""
+    """Flat view of groups: row i of N is rollout i % G of group i // G.
+
+    recorded: the sampler's forward pass over them, if it was kept.
+    """
 
     groups: tuple[RolloutGroup, ...]
+    recorded: RecordedForward | None = None
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -265,6 +282,11 @@ class RolloutBatch:
                 packed.append(PackedGroup(prompt, responses, rows, teacher))
         return packed
 
+    def known(self, micro: Sequence[PackedGroup], tokens: TokenBatch) -> Known | None:
+        """What the layers came to on a micro-batch of these rows, while that is recorded."""
+        recorded = self.recorded
+        return None if recorded is None else recorded.read(micro, tokens.input_ids[0])
+
     def per_token(self, values_N: torch.Tensor, row_T: torch.Tensor) -> torch.Tensor:
         """A value of each row spread over its tokens in a micro-batch: [T]."""
         return values_N.to(row_T.device)[row_T]
@@ -281,13 +303,15 @@ class RolloutBatch:
         return token_weights(self.lengths_N, kind, max_tokens)
 
     def shape_metrics(self) -> dict[str, float]:
-        """Response length, truncation and repetition of the batch."""
+        """Response length, truncation and repetition of the batch, and whether the sampler's
+        forward pass was what it trained on."""
         rollouts = self.rollouts
         truncated = sum(r.finish_reason is FinishReason.LENGTH for r in rollouts)
         return {
             "response_tokens": float(self.lengths_N.float().mean()),
             "truncation_rate": truncated / len(rollouts),
             "repetition": float(np.mean([repetition(r.response_ids) for r in rollouts[:64]])),
+            "forward_recorded": float(self.recorded is not None and self.recorded.was_read),
         }
 
 

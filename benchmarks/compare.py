@@ -278,8 +278,8 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Settings, Path]:
     parser.add_argument(
         "--peer-settings", nargs="+", choices=list(PEER_SETTINGS), default=["tuned"]
     )
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--warmup", type=int, default=1, help="first steps left out of the means")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--warmup", type=int, default=2, help="first steps left out of the means")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=1, help="medians over this many")
     parser.add_argument("--workdir", type=Path, default=Path("runs/bench"))

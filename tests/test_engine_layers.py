@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from headwater.engine import attention
-from headwater.engine.decoder import PackedLinear, RecordedSteps, decoder_of
+from headwater.engine.decoder import RecordedSteps, decoder_of
 from headwater.engine.decoding import DecodeLayout
 from headwater.engine.forward import head_weight, hidden_at_targets
 from headwater.engine.fused_layers import fuse_layers, parameters_of
+from headwater.engine.packed_linear import PackedLinear
 from headwater.engine.packing import PackedGroup, micro_batches, pack, pack_prompts
 from headwater.errors import InputError
 from headwater.losses.chunked_head import chunked_head_loss

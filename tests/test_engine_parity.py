@@ -14,12 +14,8 @@ from headwater.engine.packing import PackedGroup, micro_batches, pack
 from headwater.losses.chunked_head import chunked_head_loss
 from headwater.losses.token_losses import cross_entropy
 from headwater.models.tiny import tiny_model
-from headwater.rollout.sampler import (
-    InProcessSampler,
-    SampleRequest,
-    SamplerSettings,
-    draw_tokens,
-)
+from headwater.rollout.drawing import draw_tokens
+from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
 
 VOCAB = 60
 

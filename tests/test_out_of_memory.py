@@ -159,12 +159,12 @@ def _little_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, backward: bool 
     for module in (grpo, opd, supervised):
         real: Callable[..., torch.Tensor] = module.hidden_at_targets
 
-        def limited(model: Any, batch: TokenBatch, real: Any = real) -> torch.Tensor:
+        def limited(model: Any, batch: TokenBatch, *known: Any, real: Any = real) -> torch.Tensor:
             if batch.tokens <= tokens:
-                return real(model, batch)
+                return real(model, batch, *known)
             if not backward:
                 raise RuntimeError(SAID)
-            hidden = real(model, batch)
+            hidden = real(model, batch, *known)
             hidden.register_hook(_fail)
             return hidden
 

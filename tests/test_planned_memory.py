@@ -12,16 +12,20 @@ from transformers import PreTrainedModel
 
 from headwater.config.lora import LoRA
 from headwater.config.stages import GRPOStage
+from headwater.engine import decoder
 from headwater.engine.adapters import Adapters, prepare_adapters
 from headwater.engine.decoder import decoder_of
 from headwater.engine.forward import hidden_at_targets, load_engine_model
 from headwater.engine.nf4 import NF4
 from headwater.engine.packing import PackedGroup, pack
+from headwater.engine.recording import RecordedForward
 from headwater.engine.update import Updater
 from headwater.losses.chunked_head import chunk_tokens
 from headwater.models.size import model_size
 from headwater.models.tiny import tiny_model
 from headwater.models.tiny_sizes import tiny_config_values
+from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
+from headwater.workflow import device_memory as planning
 from headwater.workflow.device_memory import (
     DeviceMemory,
     Placement,
@@ -141,13 +145,31 @@ def test_layers_keep_for_the_backward_pass_what_the_plan_says(
 
 def test_decoding_packs_what_it_multiplies_with(folder: Path) -> None:
     model, _ = in_training(folder, torch.float32)
-    decoder = decoder_of(model, SIZE.vocabulary)
+    made = decoder_of(model, SIZE.vocabulary)
     packed = 0
-    for layer in decoder._layers:  # type: ignore[attr-defined]
+    for layer in made._layers:  # type: ignore[attr-defined]
         linears = (layer._qkv, layer._o, layer._gate, layer._up, layer._down)
         packed += sum(linear._weight.numel() for linear in linears)
-    packed += decoder._head._weight.numel()  # type: ignore[attr-defined]
+    packed += made._head._weight.numel()  # type: ignore[attr-defined]
     assert packed * 4 == pytest.approx(planned(torch.float32).packed_weights, rel=0.01)  # no norms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_pass_is_as_large_as_the_plan_says(
+    folder: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert planned(dtype).recorded == 0  # too small a model
+    assert decoder.SMALLEST_RECORDED == planning.SMALLEST_RECORDED
+    for module in (decoder, planning):
+        monkeypatch.setattr(module, "SMALLEST_RECORDED", 1)
+    model = load_engine_model(folder, dtype, CPU)
+    recorded = RecordedForward(10**6)
+    settings = SamplerSettings(1.0, LENGTH, (2,), SIZE.vocabulary, forbid_end=True)
+    requests = [SampleRequest((7,) * PROMPT, tuple(range(GROUP))) for _ in range(GROUPS)]
+    InProcessSampler(model, settings).sample(requests, recorded)
+    # the plan's tokens are responses; recorded are the prompts too, and no last tokens
+    found = size_of(recorded._layers) * TOKENS / (GROUPS * (PROMPT + GROUP * (LENGTH - 1)))
+    assert found == pytest.approx(planned(dtype).recorded)
 
 
 def test_chunks_of_logits_are_as_long_as_the_loss_makes_them() -> None:

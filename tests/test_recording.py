@@ -34,7 +34,7 @@ ROOM = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _small_models_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "_SMALLEST_RECORDED", 1)
+    monkeypatch.setattr(decoder, "SMALLEST_RECORDED", 1)
 
 
 def _requests(even: bool = False) -> list[SampleRequest]:
@@ -165,7 +165,7 @@ def _library_layers(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _small_model(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> RecordedForward:
-    monkeypatch.setattr(decoder, "_SMALLEST_RECORDED", 256)
+    monkeypatch.setattr(decoder, "SMALLEST_RECORDED", 256)
     return RecordedForward(ROOM)
 
 

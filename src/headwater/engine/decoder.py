@@ -66,7 +66,7 @@ def decoder_of(
 
 
 #: Layers as small as the embedded models' are computed again as fast as they are copied.
-_SMALLEST_RECORDED = 256
+SMALLEST_RECORDED = 256
 
 
 def can_record(model: PreTrainedModel) -> bool:
@@ -74,7 +74,7 @@ def can_record(model: PreTrainedModel) -> bool:
     layers of known structure, and large enough for that to be worth while."""
     body = model.get_decoder()
     weight = body.embed_tokens.weight
-    if weight.device.type != "cpu" or weight.shape[1] < _SMALLEST_RECORDED:
+    if weight.device.type != "cpu" or weight.shape[1] < SMALLEST_RECORDED:
         return False
     return all(parameters_of(layer) is not None for layer in body.layers)
 

@@ -24,6 +24,8 @@ _WIDE_BYTES = 4
 GATHERED_LAYERS = 2
 #: Rows that the sampler decodes at once at most (`rollout.sampler.MAX_ROWS`).
 MOST_ROWS = 512
+#: Hidden size from which a forward pass is recorded (`engine.decoder`).
+SMALLEST_RECORDED = 256
 #: Room the cache has beyond what is written, on average: it grows by an eighth of itself.
 _CACHE_SLACK = 17 / 16
 #: Of one drawn token: its id, its log-probability and its uniform.
@@ -60,7 +62,8 @@ class DeviceMemory:
     relative to. moments: Adam's two. gradients: this rank's shard,
     or all of them. beside: a teacher's or reference's shard. host: what lies in the host's memory
     instead. Sampling: weights gathered whole (and packed copies), the cache of `rows` rows at full
-    length, the logits and drawn tokens. Training: gathered layers, unreduced gradients, what is
+    length, the logits and drawn tokens, and on a CPU the forward pass that is recorded for training
+    (`engine.recording`). Training: gathered layers, unreduced gradients, what is
     kept for the backward pass of `micro_batch_tokens`, a layer's work space, chunks of logits.
     """
 
@@ -75,6 +78,7 @@ class DeviceMemory:
     packed_weights: int
     kv_cache: int
     drawing: int
+    recorded: int
     training_weights: int
     unreduced_gradients: int
     activations: int
@@ -88,7 +92,8 @@ class DeviceMemory:
     @property
     def sampling(self) -> int:
         """What sampling holds besides."""
-        return self.sampling_weights + self.packed_weights + self.kv_cache + self.drawing
+        weights = self.sampling_weights + self.packed_weights
+        return weights + self.kv_cache + self.drawing + self.recorded
 
     @property
     def training(self) -> int:
@@ -143,6 +148,7 @@ def device_memory(
         packed_weights=_packed(size, placement) if samples else 0,
         kv_cache=0,
         drawing=0,
+        recorded=_recorded(work, size, placement) if samples else 0,
         training_weights=(_weights_in_layers(work, size, beside, placement) if computes else 0),
         unreduced_gradients=_unreduced(size, placement) if trains and ranks > 1 else 0,
         activations=0,
@@ -287,6 +293,17 @@ def _packed(size: ModelSize, placement: Placement) -> int:
     if placement.packs_weights:
         return size.matmul_parameters * placement.value_bytes
     return size.layers * size.attention_parameters * placement.value_bytes
+
+
+def _recorded(work: StageWork, size: ModelSize, placement: Placement) -> int:
+    """What a step that trains on its sampler's forward pass keeps of it, where one can."""
+    tokens = work.prompts_per_batch * work.rows_per_prompt * work.max_new_tokens
+    alone = placement.ranks == 1 and placement.packs_weights and not placement.checkpointing
+    if not (alone and work.updates) or size.hidden < SMALLEST_RECORDED:
+        return 0
+    if tokens > work.micro_batch_tokens:
+        return 0
+    return tokens * size.layers * activation_values(size) * placement.value_bytes
 
 
 def _with_tokens(

@@ -239,24 +239,32 @@ class _KeyGrads:
 
     def add_to_keys(self, part_of: _PartOf, scores: torch.Tensor, queries: torch.Tensor) -> None:
         """Add scores.T @ queries to the keys that `part_of` picks."""
-        self._add(part_of(self.keys), scores.mT, queries)
+        self._add(part_of(self.keys), scores, queries)
 
     def add_to_values(self, part_of: _PartOf, weights: torch.Tensor, grad: torch.Tensor) -> None:
         """Add weights.T @ grad to the values that `part_of` picks."""
-        self._add(part_of(self.values), weights.mT, grad)
+        self._add(part_of(self.values), weights, grad)
 
     def written(self) -> _KeyGrads:
         """From now on there is something to add to."""
         self._written = True
         return self
 
-    def _add(self, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-        if not self._written:
-            torch.bmm(left, right, out=total)
-        elif total.dtype == left.dtype:
-            total.baddbmm_(left, right)
+    def _add(self, total: torch.Tensor, scores: torch.Tensor, right: torch.Tensor) -> None:
+        """total + scores.T @ right; a product's left side is copied if it is transposed, so that
+        many scores are put on the right."""
+        if scores.shape[-1] >= right.shape[-1]:
+            product = torch.bmm(right.mT, scores).mT
+            if self._written:
+                total.add_(product)
+            else:
+                total.copy_(product)
+        elif not self._written:
+            torch.bmm(scores.mT, right, out=total)
+        elif total.dtype == scores.dtype:
+            total.baddbmm_(scores.mT, right)
         else:
-            total.add_(torch.bmm(left, right))
+            total.add_(torch.bmm(scores.mT, right))
 
 
 _PartOf = Callable[[torch.Tensor], torch.Tensor]

@@ -16,9 +16,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +72,16 @@ def _run(way: str, asked: argparse.Namespace) -> Result:
     began = time.perf_counter()
     with _surroundings(way, asked.vllm_python) as (extra, cluster):
         run = subprocess.Popen([*command, *extra], stdout=subprocess.DEVNULL)
-        loss = _Loss(lambda: _kill(way, run.pid, cluster), asked.kill)
+        killed = ""
+        try:
+            run.wait(asked.kill)
+        except subprocess.TimeoutExpired:
+            killed = f", {_kill(way, run.pid, cluster)}"
         if run.wait() != 0:
             sys.exit(f"{' '.join([*command, *extra])} ended with exit code {run.returncode}")
-        loss.cancel()
     rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
     values = {(row["arm"], row["evaluates"], row["eval_set"]): row["avg_at_k"] for row in rows}
-    return Result(values, time.perf_counter() - began, loss.told)
+    return Result(values, time.perf_counter() - began, killed)
 
 
 @contextmanager
@@ -107,24 +109,6 @@ def _surroundings(way: str, vllm_python: str | None) -> Iterator[tuple[list[str]
         extra += [f"stages.{stage}.targets={targets}" for stage in ("warmup", "opd")]
         extra = [word for value in extra for word in ("--set", value)]
     yield extra, None
-
-
-class _Loss:
-    """Something is lost after so many seconds, if any; `told` says what it was."""
-
-    def __init__(self, lose: Callable[[], str], seconds: float | None) -> None:
-        self.told = ""
-        self._lose = lose
-        self._timer = threading.Timer(seconds or 0.0, self._go)
-        if seconds is not None:
-            self._timer.start()
-
-    def _go(self) -> None:
-        self.told = f", {self._lose()}"
-
-    def cancel(self) -> None:
-        """From here on nothing is lost."""
-        self._timer.cancel()
 
 
 def _kill(way: str, pid: int, cluster: Any) -> str:

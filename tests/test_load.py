@@ -52,9 +52,9 @@ from headwater.workflow.store import ArtifactStore
 @pytest.mark.parametrize(
     ("recipe", "stages", "expected"),
     [
-        ("quickstart", 34, "3a80b2aee1aeb186"),
-        ("map-embedded", 360, "f04f9025e604234c"),
-        ("paper-grid-embedded", 955, "fd6f8eb5b392bdbe"),
+        ("quickstart", 34, "200df2530eb93a79"),
+        ("map-embedded", 360, "74e9e2e6c3fa28e9"),
+        ("paper-grid-embedded", 955, "c31b1ac0935a9063"),
     ],
 )
 def test_shipped_recipes_have_their_fingerprints(recipe: str, stages: int, expected: str) -> None:

@@ -122,15 +122,26 @@ def disk_error(error: BaseException, path: Path) -> StageError | None:
     return None
 
 
-def free_space(path: Path) -> str:
-    """How much is free on the disk where `path` lies or would lie, such as "1.5 GiB"."""
+def free_bytes(path: Path) -> int | None:
+    """Bytes free on the disk where `path` lies or would lie; None where nobody says."""
+    path = path.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
     try:
         found = os.statvfs(path)
     except OSError:
-        return "an unknown amount"
-    amount = float(found.f_bavail * found.f_frsize)
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def free_space(path: Path) -> str:
+    """How much is free on the disk where `path` lies or would lie, such as "1.5 GiB"."""
+    found = free_bytes(path)
+    return "an unknown amount" if found is None else in_binary_units(found)
+
+
+def in_binary_units(amount: float) -> str:
+    """Bytes in words, such as "1.5 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if amount < 1024:
             return f"{amount:.4g} {unit}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,14 +119,15 @@ def plan(
     from headwater.workflow.calibration import calibrated, default_calibration
     from headwater.workflow.cost import Machine
     from headwater.workflow.devices import Offer
+    from headwater.workflow.disk_need import disk_need, published
     from headwater.workflow.estimate import estimate
     from headwater.workflow.prepare import prepare_study
     from headwater.workflow.run import workforce
 
     loaded = load(recipe, overrides, profile)
     study = prepare_study(loaded, seeds=seeds, arms=arms, planning=True)
-    artifacts = run_folder(loaded, out) / "artifacts"
-    cached = {name for name in study.graph.nodes if (artifacts / name).is_dir()}
+    folder = run_folder(loaded, out)
+    cached = published(study, folder)
     device = "cuda" if loaded.compute.device == "cuda" else "cpu"
     rates = default_calibration(device)
     if calibration is not None:
@@ -140,7 +142,10 @@ def plan(
         value_bytes=4 if loaded.compute.precision == "float32" else 2,
     )
     machine = Machine(device, *workforce(loaded), offer)
-    return estimate(study, machine, cached, mean_response=mean_response)
+    found = estimate(study, machine, cached, mean_response=mean_response)
+    disk = disk_need(study, folder, machine.processes)
+    told = [one for one in [disk.warning(folder)] if one]
+    return replace(found, disk_bytes=disk.total, warnings=(*found.warnings, *told))
 
 
 def report(run_dir: str | Path) -> RunReport:

@@ -70,7 +70,7 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The whole estimate. `training` counts every distinct stage once, `to_do` leaves out the
-    cached ones and takes evaluation in."""
+    cached ones and takes evaluation in. disk_bytes: the most that what is to do needs at once."""
 
     name: str
     stages: tuple[StageEstimate, ...]
@@ -80,6 +80,7 @@ class Plan:
     to_do: Spending
     cluster: Cluster
     device_hours: float = 0.0  # still to do
+    disk_bytes: int = 0
     assumptions: str | None = None
     warnings: tuple[str, ...] = ()
 

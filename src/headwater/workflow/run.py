@@ -23,6 +23,7 @@ from headwater.types import Problem
 from headwater.workflow.accounts import settle_accounts
 from headwater.workflow.callbacks import Callback, with_callbacks
 from headwater.workflow.confinement import require_own_files
+from headwater.workflow.disk_need import disk_need
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
 from headwater.workflow.identities import own_code_warnings
@@ -100,10 +101,14 @@ def run_study(
     functions: what workers call; launch: how their processes are started. strict, ray and errors:
     as of `run_recipe`, and InputError where `out_dir` was begun with other content of a source.
     """
-    if strict and study.warnings:
+    disk = disk_need(study, out_dir, workforce(study.recipe)[0]).warning(out_dir)
+    known = [*study.warnings, *([disk] if disk else [])]
+    if strict and known:
         raise InputError(
-            "\n".join(f"{warning}; --strict takes this for an error" for warning in study.warnings)
+            "\n".join(f"{warning}; --strict takes this for an error" for warning in known)
         )
+    if disk:
+        view.say(f"warning: {disk}")
     require_own_files(out_dir)
     view = tracked(view, study.recipe, out_dir)
     with disk_errors(out_dir), run_lock(out_dir):

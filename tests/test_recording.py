@@ -172,7 +172,7 @@ def _small_model(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Rec
 def _little_room(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> RecordedForward:
     prompts = [len(request.prompt_ids) for request in _requests()]
     padded = 5 * max(prompts) + 15 * 30
-    assert RecordedForward(padded).fits(prompts, [3] * 5, 30)
+    assert RecordedForward(padded).begin(prompts, [3] * 5, 30)
     return RecordedForward(padded - 1)
 
 

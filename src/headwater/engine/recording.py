@@ -64,19 +64,20 @@ class RecordedForward:
         self._shape: RecordedShape | None = None
         self.was_read = False
 
-    def fits(self, prompt_tokens: Sequence[int], widths: Sequence[int], limit: int) -> bool:
-        """Whether there is room for these requests: tokens of each prompt, its rows, and the most
-        tokens a row draws. Prepares for them."""
-        rows, capacity = sum(widths), sum(prompt_tokens) + sum(widths) * (limit - 1)
+    # --- while sampling -----------------------------------------------------------------------
+
+    def begin(self, prompt_tokens: Sequence[int], widths: Sequence[int], limit: int) -> bool:
+        """Prepare for requests of so many tokens and rows each, a row drawing `limit` tokens at
+        most. False, with nothing prepared, where they are too many."""
+        rows, longest = sum(widths), max(prompt_tokens, default=0)
+        if len(widths) * longest + rows * limit > self._most_tokens:
+            return False
         self._request_of_row = [r for r, width in enumerate(widths) for _ in range(width)]
         self._prompt_tokens, self._prompt_at = prompt_tokens, [0] * len(prompt_tokens)
         self._lines_NT = torch.zeros(rows, limit, dtype=torch.long)
-        self._ids = torch.zeros(capacity, dtype=torch.long)
+        self._ids = torch.zeros(sum(prompt_tokens) + rows * (limit - 1), dtype=torch.long)
         self._now, self._end = slice(0, 0), 0
-        padded = len(widths) * max(prompt_tokens, default=0) + rows * limit
-        return padded <= self._most_tokens
-
-    # --- while sampling -----------------------------------------------------------------------
+        return True
 
     def open(self, shape: RecordedShape, layers: int, like: torch.Tensor) -> None:
         """Make room for a model's layers, in the format and on the device of `like`."""

@@ -188,7 +188,7 @@ class _Decoding:
         widths = [len(r.keys) for r in requests]
         if recorded is not None:
             prompts, most = [len(r.prompt_ids) for r in requests], settings.max_new_tokens
-            if not (can_record(model) and recorded.fits(prompts, widths, most)):
+            if not (can_record(model) and recorded.begin(prompts, widths, most)):
                 recorded = None
         self._recorded = recorded
         self._decoder = decoder_of(model, settings.vocab_size, recorded)

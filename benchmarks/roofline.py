@@ -108,11 +108,18 @@ class Model:
         cache = self._kv_values * shape.cached_tokens_read
         return Work(self.forward(shape).flops, float(self._element_bytes * (weights + cache)))
 
-    def training(self, shape: Shape) -> Work:
-        """Forward and backward (twice a forward's arithmetic) and one AdamW step."""
-        weights = 3 * self._element_bytes * self._parameters  # forward, backward, gradient
+    def training(self, shape: Shape, *, recorded: bool = False) -> Work:
+        """Forward and backward (twice a forward's arithmetic) and one AdamW step.
+
+        recorded: the layers' forward pass was the sampler's; the head has one of its own.
+        """
+        flops = 3.0 * self.forward(shape).flops
+        weights = 3 * self._parameters  # forward, backward, gradient
+        if recorded:
+            flops -= 2.0 * self._body * shape.body_tokens
+            weights -= self._body
         update = (_ADAMW_BYTES + self._element_bytes) * self._parameters
-        return Work(3.0 * self.forward(shape).flops, float(weights + update))
+        return Work(flops, float(self._element_bytes * weights + update))
 
 
 def measure(dtype: torch.dtype, device: torch.device) -> Machine:

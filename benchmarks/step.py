@@ -112,7 +112,8 @@ def _phases(
     sampling = sampled.sampling(roofline.Shape(prompts, drawn))
     yield "sampling", roofline.shares(machine, sampling, sampling_s)
     shape = roofline.Shape(prompts, learned)
-    training = student.training(shape)
+    recorded = batch.recorded is not None and batch.recorded.was_read
+    training = student.training(shape, recorded=recorded)
     if teacher:
         training += teacher.forward(shape)
     yield "training", roofline.shares(machine, training, training_s)

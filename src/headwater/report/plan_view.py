@@ -109,8 +109,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     for warning in plan.warnings:
         console.print(Text(f"warning: {one_line(warning)}", style=CAUTION))
     console.print(
-        f"About {duration(plan.to_do.seconds)} to go, and up to {in_binary_units(plan.disk_bytes)} "
-        "on disk; nothing was trained. Tokens are upper bounds "
+        f"About {duration(plan.to_do.seconds)} to go; nothing was trained. It needs up to "
+        f"{in_binary_units(plan.disk_bytes)} on disk. Tokens are upper bounds "
         "(each response as long as it may get, unless --mean-response says less); FLOPs, time and "
         "memory are orders of magnitude. Budgets limit training; evaluation's labels are its own."
     )

@@ -84,6 +84,8 @@ def _targets_bytes(node: StageNode, work: StageWork, size: ModelSize) -> int:
     """The teacher's distributions: hidden states and head, or the top of each."""
     tokens = work.rollouts * work.mean_new_tokens
     targets = node.config["targets"]
+    if targets is None:  # for SFT on what the teacher said
+        return 0
     if targets["kind"] == "full":
         return (tokens + size.vocabulary) * size.hidden * _VALUE_BYTES
     return tokens * int(targets.get("k", 1)) * _TOP_BYTES

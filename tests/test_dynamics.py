@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.report.dynamics import alarms, dynamics_of
+from headwater.report.dynamics import _ends, alarms, dynamics_of
 from headwater.report.results import StageRow
 
 
@@ -64,3 +64,16 @@ def test_thresholds_speak_in_words(
 ) -> None:
     said = alarms({quantity: (now, start)})
     assert (said == ()) if words is None else said[0].startswith(words)
+
+
+def test_the_gap_shown_is_that_of_steps_with_a_forward_pass_of_their_own() -> None:
+    log = {
+        step: {"sampler_gap": 1e-5, "forward_recorded": 1.0}
+        | ({"entropy": 0.5} if step > 2 else {})
+        for step in range(12)
+    }
+    log[0] = {"sampler_gap": 0.02, "forward_recorded": 0.0}
+    log[8] = {"sampler_gap": 0.04, "forward_recorded": 0.0}
+    assert _ends("sampler_gap", [log]) == (0.04, 0.02)
+    assert _ends("entropy", [log]) == (0.5, 0.5)
+    assert _ends("kl", [log]) is None

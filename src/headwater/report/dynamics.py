@@ -137,10 +137,16 @@ def alarms(ends: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
 def _ends(
     name: str, logs: Sequence[Mapping[int, Mapping[str, float]]]
 ) -> tuple[float, float] | None:
-    """(mean over the last quarter, mean over the first) of the steps, averaged over seeds."""
+    """(mean over the last quarter, mean over the first) of the steps, averaged over seeds.
+
+    A sampler's gap is that of steps with a forward pass of their own.
+    """
     found = []
     for log in logs:
-        values = [log[step][name] for step in sorted(log) if name in log[step]]
+        steps = [log[step] for step in sorted(log)]
+        if name == "sampler_gap":
+            steps = [row for row in steps if not row.get("forward_recorded")]
+        values = [row[name] for row in steps if name in row]
         if values:
             size = max(1, round(_LAST_SHARE * len(values)))
             found.append((float(np.mean(values[-size:])), float(np.mean(values[:size]))))

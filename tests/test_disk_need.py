@@ -11,7 +11,7 @@ import pytest
 
 from headwater import api
 from headwater.errors import InputError
-from headwater.workflow.disk_need import DiskNeed, disk_need
+from headwater.workflow.disk_need import DiskNeed, disk_need, published
 from headwater.workflow.prepare import prepare_study
 from small_study import study_file
 
@@ -36,20 +36,22 @@ def _bytes(folder: Path) -> int:
 
 def test_a_run_keeps_at_most_what_was_planned(recipe: Path, tmp_path: Path) -> None:
     study, out = prepare_study(api.load(recipe)), tmp_path / "run"
-    need = disk_need(study, out, processes=1)
+    need = disk_need(study, (), processes=1)
     assert api.plan(recipe, out).disk_bytes == need.total
     api.run(recipe, out, quiet=True)
     models = sum(_bytes(folder) for folder in out.glob("artifacts/*/model"))
-    targets = sum(_bytes(folder) for folder in out.glob("artifacts/teacher_rollouts*"))
+    heads = [path.parent for path in out.glob("artifacts/*/head.safetensors")]
+    assert heads
+    targets = sum(_bytes(folder) for folder in heads)
     small = 40_000 * len(study.graph.nodes)  # tokenizers, tables, cards
     assert need.kept * 0.8 < models + targets < need.kept + small
-    assert disk_need(study, out, processes=1) == DiskNeed(0, 0)
+    assert disk_need(study, published(study, out), processes=1) == DiskNeed(0, 0)
     assert api.plan(recipe, out).disk_bytes == 0
 
 
-def test_two_processes_may_save_at_the_same_time(recipe: Path, tmp_path: Path) -> None:
+def test_two_processes_may_save_at_the_same_time(recipe: Path) -> None:
     study = prepare_study(api.load(recipe), planning=True)
-    one, two = (disk_need(study, tmp_path, processes=n) for n in (1, 2))
+    one, two = (disk_need(study, (), processes=n) for n in (1, 2))
     assert one.kept == two.kept
     assert two.besides == 2 * one.besides > 0
 

@@ -143,9 +143,10 @@ def plan(
     )
     machine = Machine(device, *workforce(loaded), offer)
     found = estimate(study, machine, cached, mean_response=mean_response)
-    disk = disk_need(study, folder, machine.processes)
-    told = [one for one in [disk.warning(folder)] if one]
-    return replace(found, disk_bytes=disk.total, warnings=(*found.warnings, *told))
+    disk = disk_need(study, cached, machine.processes)
+    told = disk.warning(folder)
+    warnings = (*found.warnings, told) if told else found.warnings
+    return replace(found, disk_bytes=disk.total, warnings=warnings)
 
 
 def report(run_dir: str | Path) -> RunReport:

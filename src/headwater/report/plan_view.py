@@ -10,8 +10,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from headwater.report.quantities import count, duration, hours, spent
-from headwater.storage import in_binary_units
+from headwater.report.quantities import byte_count, count, duration, hours, spent
 from headwater.terminal import CAUTION, HEADING
 from headwater.visible import one_line, visible
 
@@ -110,7 +109,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(Text(f"warning: {one_line(warning)}", style=CAUTION))
     console.print(
         f"About {duration(plan.to_do.seconds)} to go; nothing was trained. It needs up to "
-        f"{in_binary_units(plan.disk_bytes)} on disk. Tokens are upper bounds "
+        f"{byte_count(plan.disk_bytes)} on disk. Tokens are upper bounds "
         "(each response as long as it may get, unless --mean-response says less); FLOPs, time and "
         "memory are orders of magnitude. Budgets limit training; evaluation's labels are its own."
     )

@@ -6,14 +6,14 @@ stage can be read again, and a run of many arms on a real model fills a disk wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.models.size import ModelSize
 from headwater.storage import free_bytes, in_binary_units
 from headwater.workflow.estimate import model_sizes
-from headwater.workflow.graph import StageNode
+from headwater.workflow.graph import EVALUATES, StageNode
 from headwater.workflow.stage_work import StageWork, work_of
 from headwater.workflow.study import Study
 
@@ -22,7 +22,7 @@ _VALUE_BYTES = 4
 _CHECKPOINT_BYTES = 2 * 3 * _VALUE_BYTES
 #: Of one kept token of a distribution's top: its id and its log-probability.
 _TOP_BYTES = 8
-_READ_NOT_TRAINED = frozenset({"teacher_rollouts", "outside_rollouts", "evaluate", "probe"})
+_WRITES_NO_MODEL = EVALUATES | {"teacher_rollouts", "outside_rollouts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,12 @@ def published(study: Study, out_dir: Path) -> frozenset[str]:
     return frozenset(name for name in study.graph.nodes if (out_dir / "artifacts" / name).is_dir())
 
 
-def disk_need(study: Study, out_dir: Path, processes: int) -> DiskNeed:
-    """Of the stages that `out_dir` lacks. Models of unknown size count as nothing."""
-    cached = published(study, out_dir)
+def disk_need(study: Study, cached: Collection[str], processes: int) -> DiskNeed:
+    """Of the stages that are not `cached`. Models of unknown size count as nothing."""
     sizes = model_sizes(study.recipe)
     waiting = [node for name, node in study.graph.nodes.items() if name not in cached]
     kept = sum(_artifact_bytes(study, node, sizes) for node in waiting)
-    trained = [_parameters(node, sizes) for node in waiting if node.kind not in _READ_NOT_TRAINED]
+    trained = [_parameters(node, sizes) for node in waiting if node.kind not in _WRITES_NO_MODEL]
     largest = sorted(trained)[-max(1, processes) :]
     return DiskNeed(kept, sum(largest) * _CHECKPOINT_BYTES)
 
@@ -72,7 +71,7 @@ def _parameters(node: StageNode, sizes: Mapping[str, ModelSize | None]) -> int:
 
 
 def _artifact_bytes(study: Study, node: StageNode, sizes: Mapping[str, ModelSize | None]) -> int:
-    if node.kind not in _READ_NOT_TRAINED:
+    if node.kind not in _WRITES_NO_MODEL:
         return _parameters(node, sizes) * _VALUE_BYTES
     size = sizes.get(node.model_name)
     if node.kind != "teacher_rollouts" or size is None:

@@ -23,7 +23,7 @@ from headwater.types import Problem
 from headwater.workflow.accounts import settle_accounts
 from headwater.workflow.callbacks import Callback, with_callbacks
 from headwater.workflow.confinement import require_own_files
-from headwater.workflow.disk_need import disk_need
+from headwater.workflow.disk_need import disk_need, published
 from headwater.workflow.executor import Executor
 from headwater.workflow.graph import STAGE_VERSIONS, Graph, StageNode, sampling_of
 from headwater.workflow.identities import own_code_warnings
@@ -101,7 +101,8 @@ def run_study(
     functions: what workers call; launch: how their processes are started. strict, ray and errors:
     as of `run_recipe`, and InputError where `out_dir` was begun with other content of a source.
     """
-    disk = disk_need(study, out_dir, workforce(study.recipe)[0]).warning(out_dir)
+    need = disk_need(study, published(study, out_dir), workforce(study.recipe)[0])
+    disk = need.warning(out_dir)
     known = [*study.warnings, *([disk] if disk else [])]
     if strict and known:
         raise InputError(

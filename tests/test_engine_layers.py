@@ -235,14 +235,27 @@ def _check_logprobs(model: PreTrainedModel, found: list[tuple], tolerance: float
 
 @pytest.mark.parametrize("max_rows", [512, 4])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float64, 2e-5), (torch.float32, 2e-4), (torch.bfloat16, 0.3)],
+    ("dtype", "tolerance", "compiled"),
+    [
+        (torch.float64, 2e-5, False),
+        (torch.float32, 2e-4, False),
+        (torch.float32, 2e-4, True),
+        (torch.bfloat16, 0.3, False),
+        (torch.bfloat16, 0.3, True),
+    ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sampled_logprobs_are_those_of_a_plain_forward(
-    family: str, dtype: torch.dtype, tolerance: float, max_rows: int
+    family: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    compiled: bool,
+    max_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With refill: rows leave, and waiting requests enter while others are under way."""
+    """With refill: rows leave, and waiting requests enter while others are under way. Compiled:
+    where this machine can."""
+    monkeypatch.setenv("HEADWATER_KERNELS", str(int(compiled)))
     plain = _family(family, dtype)
     settings = SamplerSettings(1.0, 40, (2,), VOCAB)
     sampler = InProcessSampler(_ours(plain), settings, max_rows=max_rows)
@@ -327,8 +340,6 @@ def test_a_packed_product_and_what_follows_it(dtype: torch.dtype) -> None:
     tolerance = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {}
     for found, expected in (
         (linear(x), exact),
-        (linear.silu(x), torch.nn.functional.silu(exact)),
-        (linear.times(x, other), exact * other.double()),
         (linear.plus(x, other), exact + other.double()),
         (PackedLinear(weights[1], biases=(bias,))(x), exact[:, 8:] + bias.double()),
     ):

@@ -174,7 +174,7 @@ def test_four_times_the_rows_take_about_four_times_as_long(tmp_path: Path) -> No
 
 
 def _seconds_to_divide(source: str, held_out: str) -> float:
-    """Seconds of this process, without the collector: its share grows with all that pytest holds."""
+    """Of this process, without the collector: its share grows with all that pytest holds."""
     gc.collect()
     gc.disable()
     try:

@@ -28,7 +28,7 @@ AMD_ZEN2 = "vendor_id : AuthenticAMD\nflags : avx2 fma"
 def test_auto_is_bfloat16_where_its_products_are_faster(
     cpuinfo: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_cpuinfo", lambda: cpuinfo)
+    monkeypatch.setattr(precision, "cpuinfo", lambda: cpuinfo)
     cpu = torch.device("cpu")
     assert precision.resolve_dtype(Compute(), cpu, 576) == expected
     assert precision.resolve_dtype(Compute(), cpu, 64) == torch.float32  # too small to gain

@@ -194,15 +194,15 @@ def test_what_cannot_be_recorded_is_computed(
 def test_where_memory_ran_out_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _ours(_family("llama", torch.float32))
     expected, _ = _sampled(model, _requests())
-    write, calls = RecordedForward.write, []
+    lines, calls = RecordedForward.lines, []
 
-    def failing(self: RecordedForward, layer: int, parts: Any) -> None:
+    def failing(self: RecordedForward, layer: int) -> torch.Tensor:
         calls.append(layer)
         if len(calls) == 9:
             raise MemoryError
-        write(self, layer, parts)
+        return lines(self, layer)
 
-    monkeypatch.setattr(RecordedForward, "write", failing)
+    monkeypatch.setattr(RecordedForward, "lines", failing)
     found, recorded = _sampled(model, _requests())
     assert len(calls) == 9
     assert not recorded._layers

@@ -177,6 +177,7 @@ def _devices() -> Iterator[Check]:
         return
     capability = torch.backends.cpu.get_cpu_capability()
     yield Check("device: cpu", Health.OK, f"{torch.get_num_threads()} threads, {capability}")
+    yield _kernels()
     if not torch.cuda.is_available():
         cure = "nothing to do on a CPU-only machine; else install a CUDA build of torch"
         yield Check("device: cuda", Health.NOTE, "no CUDA device seen by torch", cure)
@@ -189,6 +190,21 @@ def _devices() -> Iterator[Check]:
         else:
             cure = "set compute.precision=float32"
             yield Check(f"device: cuda:{index}", Health.NOTE, f"{found}, no bfloat16", cure)
+
+
+def _kernels() -> Check:
+    """The compiled kernels of each number format."""
+    import torch
+
+    from headwater.engine.kernels.build import NO_COMPILER, built
+
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    why = {name: built(dtype).why for name, dtype in formats.items()}
+    found = "; ".join(f"{name}: {said}" for name, said in why.items())
+    if NO_COMPILER in why.values():
+        cure = "install a C compiler (gcc or clang): sampling on a CPU takes half the time with it"
+        return Check("kernels", Health.NOTE, found, cure)
+    return Check("kernels", Health.OK, found)
 
 
 def _gib(bytes_: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,17 +10,18 @@ import torch
 from torch.nn import functional
 
 from headwater.engine.attention import attend
+from headwater.engine.compiled_step import CompiledStep, can_step
 from headwater.engine.decoding import DecodeLayout
 from headwater.engine.forward import head_weight, hidden_states
 from headwater.engine.fused_layers import (
     LayerParameters,
-    LayerShape,
     parameters_of,
     rms_norm,
     shape_of,
     widened,
 )
 from headwater.engine.layout import PackedLayout
+from headwater.engine.packed_layer import PackedLayer, Reader
 from headwater.engine.packed_linear import PackedLinear
 from headwater.engine.recording import RecordedForward, RecordedShape
 
@@ -162,89 +163,6 @@ class _LibraryDecoder:
         return widened(self._head(hidden_BH))
 
 
-#: What attention reads, [B, M*R * D]: given queries, scaled, then keys and values [B, X, D].
-_Reader = Callable[[torch.Tensor], torch.Tensor]
-#: Takes what a layer came to, in the columns of `RecordedShape`.
-_Writer = Callable[[Sequence[torch.Tensor]], None]
-
-
-class _PackedLayer:
-    """One known layer: queries, keys and values in one product.
-
-    Queries and keys have the two halves of a head interleaved, so that a position's rotation is
-    one product of complex numbers. Scores do not depend on the order within a head.
-    """
-
-    def __init__(self, weights: LayerParameters, shape: LayerShape, recorded: bool) -> None:
-        self._shape = shape
-        self._norm, self._mlp_norm = widened(weights.norm), widened(weights.mlp_norm)
-        self._rotated_heads = (weights.q.shape[0] + weights.k.shape[0]) // shape.head_dim
-        dim = shape.head_dim
-        biases = [weights.q_bias, weights.k_bias, weights.v_bias]
-        self._qkv = PackedLinear(
-            _interleaved(weights.q, dim),
-            _interleaved(weights.k, dim),
-            weights.v,
-            biases=(
-                *(b if b is None else _interleaved(b, dim) for b in biases[:2]),
-                biases[2],
-            ),
-        )
-        self._o = PackedLinear(weights.o)
-        if recorded:  # both are wanted as they are
-            self._gate_up = PackedLinear(weights.gate, weights.up)
-        else:
-            self._gate, self._up = PackedLinear(weights.gate), PackedLinear(weights.up)
-        self._down = PackedLinear(weights.down)
-        self._head_norms = _head_norms(weights, dim)
-
-    def __call__(
-        self,
-        x: torch.Tensor,
-        cis_BXd: torch.Tensor,
-        reader: _Reader,
-        writer: _Writer | None = None,
-    ) -> torch.Tensor:
-        rows, eps, dim = x.shape[0], self._shape.eps, self._shape.head_dim
-        normed = rms_norm(x, self._norm, eps)
-        qkv = self._qkv(normed).view(rows, -1, dim // 2, 2)
-        raw = []
-        if writer is not None and self._head_norms is not None:
-            raw = [qkv[:, : self._rotated_heads].flatten(1).clone()]
-        wide = widened(qkv)
-        if self._head_norms is not None:
-            heads = wide[:, : self._rotated_heads].flatten(2)
-            scale = heads.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-            heads.mul_(scale).mul_(self._head_norms)
-        torch.view_as_complex(wide).mul_(cis_BXd)
-        rotated = wide.to(x.dtype).flatten(2)
-        read = reader(rotated)
-        middle = self._o.plus(read, x)
-        normed = rms_norm(middle, self._mlp_norm, eps)
-        if writer is None:
-            return self._down.plus(self._up.times(normed, self._gate.silu(normed)), middle)
-        gate_up = self._gate_up(normed)
-        gate, up = gate_up.chunk(2, dim=1)
-        out = self._down.plus(functional.silu(gate).mul_(up), middle)
-        writer((rotated.flatten(1), read, middle, gate_up, out, *raw))
-        return out
-
-
-def _interleaved(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Weight [heads * D, in], bias or norm [heads * D]: the halves of a head by turns."""
-    heads = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
-    return heads.transpose(1, 2).reshape(weight.shape)
-
-
-def _head_norms(weights: LayerParameters, head_dim: int) -> torch.Tensor | None:
-    """Norm weights of every query and key head, interleaved: float32 or better [heads, D]."""
-    if weights.q_norm is None or weights.k_norm is None:
-        return None
-    pairs = ((weights.q_norm, weights.q), (weights.k_norm, weights.k))
-    rows = [_interleaved(norm, head_dim).expand(w.shape[0] // head_dim, -1) for norm, w in pairs]
-    return widened(torch.cat(rows))
-
-
 class _PackedDecoder:
     """All layers of known structure, without the library's module calls between them."""
 
@@ -267,16 +185,20 @@ class _PackedDecoder:
             weight.shape[0] // self._shape.head_dim for weight in (layers[0].q, layers[0].k)
         )
         self._layers = [
-            _PackedLayer(weights, shape_of(layer), recorded is not None)
+            PackedLayer(weights, shape_of(layer))
             for weights, layer in zip(layers, body.layers, strict=True)
         ]
         self._norm, self._eps = widened(body.norm.weight), float(body.norm.variance_epsilon)
         self._head = PackedLinear(head_weight(model, vocab_size))
         self._recorded = recorded
+        shape = self._shape_of_results(layers[0])
         if recorded is not None:
-            recorded.open(self._recorded_shape(layers[0]), len(layers), self._embedding)
+            recorded.open(shape, len(layers), self._embedding)
+        self._compiled: CompiledStep | None = None
+        if can_step(self._layers):
+            self._compiled = CompiledStep(self._layers, shape, recorded)
 
-    def _recorded_shape(self, layer: LayerParameters) -> RecordedShape:
+    def _shape_of_results(self, layer: LayerParameters) -> RecordedShape:
         return RecordedShape(
             query_heads=self._query_heads,
             kv_heads=self._kv_heads,
@@ -302,6 +224,12 @@ class _PackedDecoder:
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, layout: DecodeLayout
     ) -> torch.Tensor:
         layout.prepare()
+        if self._compiled is not None:
+            x = functional.embedding(ids_B, self._embedding)
+            cosine, sine = (one.float().contiguous() for one in self._tables(x, positions_B))
+            x = self._compiled(x, cosine, sine, layout)
+            layout.end()
+            return rms_norm(x, self._norm, self._eps)
         layout.begin()
         hidden = self._run(ids_B, positions_B, lambda index: partial(layout.attend, index))
         layout.end()
@@ -311,7 +239,7 @@ class _PackedDecoder:
         return widened(self._head(hidden_BH))
 
     def _run(
-        self, ids_B: torch.Tensor, positions_B: torch.Tensor, reader: Callable[[int], _Reader]
+        self, ids_B: torch.Tensor, positions_B: torch.Tensor, reader: Callable[[int], Reader]
     ) -> torch.Tensor:
         """Final hidden states [B, H] of B tokens; `reader` has each layer's attention."""
         x = functional.embedding(ids_B, self._embedding)
@@ -327,11 +255,13 @@ class _PackedDecoder:
 
         Queries are scaled on the way; values stay as they are.
         """
-        wide = torch.promote_types(x.dtype, torch.float32)
-        tables = self._rotary(x[None], positions_B[None])
-        half = self._shape.head_dim // 2
-        cos, sin = (table[0, :, None, :half].to(wide) for table in tables)
-        cis = torch.complex(cos, sin)
+        cis = torch.complex(*(widened(one)[:, None] for one in self._tables(x, positions_B)))
         values = torch.ones_like(cis).expand(-1, self._kv_heads, -1)
         queries = (cis * self._shape.scaling).expand(-1, self._query_heads, -1)
         return torch.cat((queries, cis.expand(-1, self._kv_heads, -1), values), dim=1)
+
+    def _tables(self, x: torch.Tensor, positions_B: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Cosines and sines of the positions [B, D/2], in the format of x."""
+        half = self._shape.head_dim // 2
+        for table in self._rotary(x[None], positions_B[None]):
+            yield table[0, :, :half]

@@ -81,6 +81,26 @@ class DecodeLayout:
         """Rows still decoding."""
         return int(self._group_of_rows.shape[0])
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Own tokens of every row in the cache, int64 [B]."""
+        return self._lengths_B
+
+    @property
+    def prompt_of_rows(self) -> torch.Tensor:
+        """The prompt of every row, int64 [B]."""
+        return self._group_of_rows
+
+    @property
+    def prompt_lengths(self) -> torch.Tensor:
+        """Tokens of every prompt, int64 [P]."""
+        return self._prompt_lengths
+
+    @property
+    def caches(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Every layer's own [2, M, B, C, D] and prompt [2, M, P, L, D] keys and values."""
+        return self._own, self._prompt
+
     def prepare(self) -> None:
         """Make room for one more token a row."""
         if self._longest == self._capacity:

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from headwater.engine.kernels.calls import Kernels, kernels_for
+
 
 class PackedLinear:
-    """x @ weight.T (+ bias), the weight laid out for the CPU's matrix kernels where there are any.
+    """x @ weight.T (+ bias), the weight laid out for the CPU's matrix kernels where there are any:
+    our own, or oneDNN's.
 
-    weights [out_i, in] are put one under the other. What follows a product can be part of it.
+    weights [out_i, in] are put one under the other.
     """
 
     def __init__(
@@ -25,43 +28,35 @@ class PackedLinear:
     ) -> None:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         present = [bias for bias in biases if bias is not None]
-        self._bias = torch.cat(present) if present else None
-        self._packs = _packs(weight)
-        self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight, None) if self._packs else weight
-        )
+        self.bias = torch.cat(present) if present else None
+        self.columns = weight.shape[0]
+        self.kernels: Kernels | None = kernels_for(weight)
+        self._in_onednn = self.kernels is None and _packs(weight)
+        if self.kernels is not None:
+            self.weight = self.kernels.pack(weight)
+            self.bias = None if self.bias is None else self.bias.float()
+        elif self._in_onednn:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        else:
+            self.weight = weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in] to [B, out]."""
-        if self._packs:
-            return self._packed(x, "none")
-        return functional.linear(x, self._weight, self._bias)
-
-    def silu(self, x: torch.Tensor) -> torch.Tensor:
-        """SiLU of the product."""
-        if self._packs:
-            return self._packed(x, "swish")
-        return functional.silu(self(x), inplace=True)
-
-    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """The product times `other` [B, out]."""
-        if self._packs:
-            return self._packed_with(x, other, "mul")
-        return self(x).mul_(other)
+        if self.kernels is not None:
+            return self.kernels.linear(x, self.weight, self.columns, bias=self.bias)
+        if self._in_onednn:
+            found: torch.Tensor = _pointwise(x, self.weight, self.bias, "none", [], "")
+            return found
+        return functional.linear(x, self.weight, self.bias)
 
     def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """The product plus `other` [B, out]."""
-        if self._packs:
-            return self._packed_with(x, other, "add")
+        """The product, of a weight without bias, plus `other` [B, out]."""
+        if self.kernels is not None:
+            return self.kernels.linear(x, self.weight, self.columns, plus=other)
+        if self._in_onednn:
+            found: torch.Tensor = _pointwise_with(x, other, self.weight, self.bias, "add")
+            return found
         return self(x).add_(other)
-
-    def _packed(self, x: torch.Tensor, after: str) -> torch.Tensor:
-        found: torch.Tensor = _pointwise(x, self._weight, self._bias, after, [], "")
-        return found
-
-    def _packed_with(self, x: torch.Tensor, other: torch.Tensor, after: str) -> torch.Tensor:
-        found: torch.Tensor = _pointwise_with(x, other, self._weight, self._bias, after)
-        return found
 
 
 # The overloads themselves: to have torch choose one at every call costs as much as a small op.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
 from headwater.config.compute import Compute
+from headwater.engine.cpu import cpuinfo, has_fast_bf16
 from headwater.errors import InputError
 
 
@@ -37,16 +37,6 @@ def check_devices(compute: Compute, ranks: int) -> None:
         )
 
 
-def cpu_has_fast_bf16(cpuinfo: str) -> bool:
-    """Whether a CPU with this /proc/cpuinfo multiplies bfloat16 matrices faster than float32.
-
-    AMX does, and so does AMD's AVX512-BF16. Intel's AVX512-BF16 without AMX does not: it takes
-    twice the time of float32 products (`docs/log.md`), whatever the flag promises.
-    """
-    amd = "AuthenticAMD" in cpuinfo
-    return "amx_bf16" in cpuinfo or (amd and "avx512_bf16" in cpuinfo)
-
-
 def resolve_dtype(compute: Compute, device: torch.device, hidden_size: int) -> torch.dtype:
     """The compute format. `auto`: bfloat16 where the device multiplies it faster than float32;
     float32 for models so small (hidden size below 256) that rounding costs more than it saves."""
@@ -56,18 +46,13 @@ def resolve_dtype(compute: Compute, device: torch.device, hidden_size: int) -> t
         return torch.bfloat16
     if hidden_size < 256:
         return torch.float32
-    fast = device.type == "cuda" or cpu_has_fast_bf16(_cpuinfo())
+    fast = device.type == "cuda" or has_fast_bf16(cpuinfo())
     return torch.bfloat16 if fast else torch.float32
 
 
 def settle_threads(threads: int | None) -> int:
     """torch's thread count, first fixed where a number is asked for."""
     return torch.get_num_threads() if threads is None else set_threads(threads)
-
-
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def set_threads(threads: int | None) -> int:

@@ -107,7 +107,12 @@ class RecordedForward:
 
     def write(self, layer: int, parts: Sequence[torch.Tensor]) -> None:
         """What a layer came to in this pass: parts [tokens, columns] as in `RecordedShape`."""
-        torch.cat(tuple(parts), 1, out=self._layers[layer][self._now])
+        torch.cat(tuple(parts), 1, out=self.lines(layer))
+
+    def lines(self, layer: int) -> torch.Tensor:
+        """Where what a layer comes to in this pass belongs, [tokens, columns] as in
+        `RecordedShape`."""
+        return self._layers[layer][self._now]
 
     def drop(self) -> None:
         """Give the memory back; there is nothing to read any more."""

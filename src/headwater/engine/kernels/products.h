@@ -1,0 +1,265 @@
+/* Numbers, teams of threads and matrix products on packed weights; see decode.c. */
+
+#ifndef HEADWATER_PRODUCTS_H
+#define HEADWATER_PRODUCTS_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if HW_BF16
+#include <immintrin.h>
+typedef uint16_t real;
+#define PER_WORD 2 /* inner elements that lie together in a packed weight */
+#else
+typedef float real;
+#define PER_WORD 1
+#endif
+
+#define LANES 16 /* columns of a packed block: one vector of float32 */
+#if defined(__AVX512F__)
+#define MOST_ROWS 8
+#define MOST_BLOCKS 3
+#else /* half as many registers of half the width */
+#define MOST_ROWS 4
+#define MOST_BLOCKS 1
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* The OpenMP runtime that torch has loaded: its threads are ours, so that no two teams compete. */
+typedef struct {
+  void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+  void (*barrier)(void);
+  int (*thread)(void);
+  int (*count)(void); /* threads of the team at work, which may be fewer than were asked for */
+  int32_t threads;
+} team;
+
+/* Where a thread is in its team: `share` of 0 to `of` - 1. */
+typedef struct {
+  int share, of;
+} place;
+
+static void with_team(const team *t, void (*work)(void *), void *given) {
+  if (t->threads > 1)
+    t->parallel(work, given, (unsigned)t->threads, 0);
+  else
+    work(given);
+}
+
+/* --- numbers ---------------------------------------------------------------------------------- */
+
+#if HW_BF16
+INLINE float widen(real x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float wide;
+  memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+INLINE real narrow(float x) { /* to the nearest, ties to even; what is no number stays none */
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return x != x ? 0x7fc0 : rounded;
+}
+#else
+INLINE float widen(real x) { return x; }
+INLINE real narrow(float x) { return x; }
+#endif
+
+/* e^x to 1e-7 of itself for x up to 88; what is no number stays none. */
+INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  float shifted = x * 1.44269504f + 12582912.0f; /* its low bits are the nearest whole number */
+  float whole = shifted - 12582912.0f;
+  float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  float sum = 1.9875691e-4f;
+  sum = sum * rest + 1.3981999e-3f;
+  sum = sum * rest + 8.3334519e-3f;
+  sum = sum * rest + 4.1665796e-2f;
+  sum = sum * rest + 1.6666665e-1f;
+  sum = sum * rest + 5.0000001e-1f;
+  sum = sum * rest * rest + rest + 1.0f;
+  uint32_t bits;
+  memcpy(&bits, &shifted, 4);
+  bits = (bits - 0x4b400000u + 127u) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return sum * power;
+}
+
+static place place_in(const team *t) {
+  return t->threads > 1 ? (place){t->thread(), t->count()} : (place){0, 1};
+}
+
+/* Where the share of a thread of `whole` parts begins; the next one's beginning is its end. */
+INLINE int begin_of(int whole, place at) { return (int)((int64_t)whole * at.share / at.of); }
+INLINE int end_of(int whole, place at) { return (int)((int64_t)whole * (at.share + 1) / at.of); }
+
+/* --- products --------------------------------------------------------------------------------- */
+
+/* What a product is put into. */
+typedef struct {
+  real *out;
+  int64_t out_stride;
+  const float *bias; /* added to every row, or null */
+  const real *plus;  /* added where there is no bias, [rows, columns], or null */
+  int64_t plus_stride;
+} target;
+
+INLINE lanes row_times(lanes sum, const real *x, lanes weight) {
+#if HW_BF16
+  int32_t pair;
+  memcpy(&pair, x, 4);
+  return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weight);
+#else
+  return sum + *x * weight;
+#endif
+}
+
+/* Puts sums [rows, blocks, LANES] where they belong. */
+static __attribute__((noinline)) void put(const float *sums, int rows, int blocks, int first_column,
+                                          int last_column, const target *to) {
+  for (int r = 0; r < rows; r++) {
+    const float *row = sums + (int64_t)r * blocks * LANES;
+    const int width = last_column - first_column < blocks * LANES ? last_column - first_column
+                                                                  : blocks * LANES;
+    const real *plus = to->plus ? to->plus + r * to->plus_stride + first_column : 0;
+    const float *bias = to->bias ? to->bias + first_column : 0;
+    real *out = to->out + r * to->out_stride + first_column;
+    if (plus) {
+#pragma omp simd
+      for (int c = 0; c < width; c++) out[c] = narrow(row[c] + widen(plus[c]));
+    } else if (bias) {
+#pragma omp simd
+      for (int c = 0; c < width; c++) out[c] = narrow(row[c] + bias[c]);
+    } else {
+#pragma omp simd
+      for (int c = 0; c < width; c++) out[c] = narrow(row[c]);
+    }
+  }
+}
+
+/* `rows` rows by `blocks` blocks of columns: both are constants where this is inlined. */
+INLINE void tile(int rows, int blocks, const real *x, int64_t x_stride, const real *weight,
+                 int inner, int first_column, int last_column, const target *to) {
+  lanes sums[MOST_ROWS * MOST_BLOCKS];
+#pragma GCC unroll 24
+  for (int i = 0; i < rows * blocks; i++) sums[i] = (lanes){0};
+  const int64_t block = (int64_t)inner * LANES;
+  for (int k = 0; k < inner; k += PER_WORD) {
+    lanes w[MOST_BLOCKS];
+#pragma GCC unroll 3
+    for (int b = 0; b < blocks; b++)
+      memcpy(&w[b], weight + b * block + (int64_t)k * LANES, sizeof(lanes));
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+      for (int b = 0; b < blocks; b++)
+        sums[r * blocks + b] = row_times(sums[r * blocks + b], x + r * x_stride + k, w[b]);
+  }
+  float all[MOST_ROWS * MOST_BLOCKS * LANES];
+#pragma GCC unroll 24
+  for (int i = 0; i < rows * blocks; i++) memcpy(all + i * LANES, &sums[i], sizeof(lanes));
+  put(all, rows, blocks, first_column, last_column, to);
+}
+
+INLINE void rows_of_tile(int rows, int blocks, const real *x, int64_t x_stride, const real *weight,
+                         int inner, int first_column, int last_column, const target *to) {
+#define TILE(n) tile(n, blocks, x, x_stride, weight, inner, first_column, last_column, to)
+  switch (rows) {
+    case 1: TILE(1); break;
+    case 2: TILE(2); break;
+    case 3: TILE(3); break;
+    case 4: TILE(4); break;
+#if MOST_ROWS > 4
+    case 5: TILE(5); break;
+    case 6: TILE(6); break;
+    case 7: TILE(7); break;
+    case 8: TILE(8); break;
+#endif
+  }
+#undef TILE
+}
+
+/* Rows that are read again for every few columns should stay in the second cache. */
+#define CACHED_BYTES (256 * 1024)
+
+/* One thread's share of x [rows, inner] times a packed weight of `columns` columns. */
+static void product(const real *x, int64_t x_stride, int rows, const real *weight, int inner,
+                    int columns, target to, place in) {
+  const int blocks = (columns + LANES - 1) / LANES;
+  const int first = begin_of(blocks, in), last = end_of(blocks, in);
+  int chunk = (int)(CACHED_BYTES / ((int64_t)inner * sizeof(real))) / MOST_ROWS * MOST_ROWS;
+  if (chunk < MOST_ROWS) chunk = MOST_ROWS;
+  for (int begin = 0; begin < rows; begin += chunk) {
+    const int end = begin + chunk < rows ? begin + chunk : rows;
+    for (int b = first; b < last; b += MOST_BLOCKS) {
+      const real *at = weight + (int64_t)b * inner * LANES;
+      for (int r = begin; r < end; r += MOST_ROWS) {
+        const int count = end - r < MOST_ROWS ? end - r : MOST_ROWS;
+        target here = to;
+        here.out += r * to.out_stride;
+        if (to.plus) here.plus += r * to.plus_stride;
+#define ROWS(n) \
+  rows_of_tile(count, n, x + r * x_stride, x_stride, at, inner, b * LANES, columns, &here)
+        switch (last - b) {
+          case 1: ROWS(1); break;
+#if MOST_BLOCKS > 1
+          case 2: ROWS(2); break;
+#endif
+          default: ROWS(MOST_BLOCKS); break;
+        }
+#undef ROWS
+      }
+    }
+  }
+}
+
+typedef struct {
+  team team;
+  const real *x, *weight; /* [rows, inner], packed */
+  int64_t x_stride;
+  int32_t rows, inner, columns;
+  target to;
+} linear;
+
+static void run_linear(void *given) {
+  const linear *l = given;
+  product(l->x, l->x_stride, l->rows, l->weight, l->inner, l->columns, l->to, place_in(&l->team));
+}
+
+/* x times a packed weight, plus what is to be added. */
+void hw_linear(const linear *l) { with_team(&l->team, run_linear, (void *)l); }
+
+typedef struct {
+  team team;
+  const real *weight; /* [columns, inner] */
+  real *packed;       /* [blocks, inner / PER_WORD, LANES, PER_WORD] */
+  int32_t inner, columns;
+} packing;
+
+static void run_pack(void *given) {
+  const packing *p = given;
+  const int blocks = (p->columns + LANES - 1) / LANES, inner = p->inner;
+  const place at = place_in(&p->team);
+  for (int b = begin_of(blocks, at); b < end_of(blocks, at); b++) {
+    real *out = p->packed + (int64_t)b * inner * LANES;
+    for (int c = 0; c < LANES; c++) {
+      const int column = b * LANES + c;
+      const real *row = p->weight + (int64_t)column * inner;
+      for (int k = 0; k < inner; k++)
+        out[(k / PER_WORD * LANES + c) * PER_WORD + k % PER_WORD] = column < p->columns ? row[k] : 0;
+    }
+  }
+}
+
+/* Lays a weight out for `hw_linear` and `hw_step`; columns that fill the last block are zero. */
+void hw_pack(const packing *p) { with_team(&p->team, run_pack, (void *)p); }
+
+#endif

@@ -37,7 +37,7 @@ from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSe
 VOCAB = 40
 SIZES = {
     "vocab_size": VOCAB,
-    "hidden_size": 48,
+    "hidden_size": 64,
     "intermediate_size": 72,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -174,7 +174,7 @@ def test_a_layer_with_an_adapter_is_left_to_the_library() -> None:
     model = _family("llama", torch.float32)
     layer = model.get_decoder().layers[0]
     assert parameters_of(layer) is not None
-    layer.self_attn.q_proj = Adapted(48, 48, bias=False)
+    layer.self_attn.q_proj = Adapted(64, 64, bias=False)
     assert parameters_of(layer) is None
     assert fuse_layers(model) == 1
     settings = SamplerSettings(1.0, 3, (2,), VOCAB)

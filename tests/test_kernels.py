@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from headwater.engine import decoder
+from headwater.engine import kernel_build as build
+from headwater.engine import kernel_calls as calls
 from headwater.engine.decoder import decoder_of
 from headwater.engine.decoding import DecodeLayout
-from headwater.engine.kernels import build, calls
-from headwater.engine.kernels.calls import Kernels, kernels_for
+from headwater.engine.kernel_calls import Kernels, kernels_for
 from headwater.engine.packing import pack_prompts
 from headwater.engine.recording import RecordedForward
 from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings

@@ -148,9 +148,9 @@ def test_decoding_packs_what_it_multiplies_with(folder: Path) -> None:
     made = decoder_of(model, SIZE.vocabulary)
     packed = 0
     for layer in made._layers:  # type: ignore[attr-defined]
-        linears = (layer._qkv, layer._o, layer._gate, layer._up, layer._down)
-        packed += sum(linear._weight.numel() for linear in linears)
-    packed += made._head._weight.numel()  # type: ignore[attr-defined]
+        linears = (layer.qkv, layer.o, layer.gate_up, layer.down)
+        packed += sum(linear.weight.numel() for linear in linears)
+    packed += made._head.weight.numel()  # type: ignore[attr-defined]
     assert packed * 4 == pytest.approx(planned(torch.float32).packed_weights, rel=0.01)  # no norms
 
 

@@ -196,7 +196,7 @@ def _kernels() -> Check:
     """The compiled kernels of each number format."""
     import torch
 
-    from headwater.engine.kernels.build import NO_COMPILER, built
+    from headwater.engine.kernel_build import NO_COMPILER, built
 
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     why = {name: built(dtype).why for name, dtype in formats.items()}

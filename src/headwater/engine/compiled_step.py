@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from headwater.engine.decoding import DecodeLayout
-from headwater.engine.kernels.calls import Kernels, Team
+from headwater.engine.kernel_calls import LANES, Kernels, Team
 from headwater.engine.packed_layer import PackedLayer
 from headwater.engine.packed_linear import PackedLinear
 from headwater.engine.recording import RecordedForward, RecordedShape
@@ -60,11 +60,13 @@ class _Step(ctypes.Structure):
 
 
 def can_step(layers: Sequence[PackedLayer]) -> bool:
-    """Whether the compiled kernels go through these layers: they are alike, and packed for them."""
+    """Whether the compiled kernels go through these layers: they are packed for them and alike,
+    with heads of whole vectors."""
     kinds = {(astuple(layer.shape), layer.head_norms is None) for layer in layers}
     sizes = {tuple(one.columns for one in _linears(layer)) for layer in layers}
     packed = all(one.kernels is not None for layer in layers for one in _linears(layer))
-    return packed and len(kinds) == len(sizes) == 1
+    whole = all(layer.shape.head_dim % LANES == 0 for layer in layers)
+    return packed and whole and len(kinds) == len(sizes) == 1
 
 
 def _linears(layer: PackedLayer) -> tuple[PackedLinear, ...]:
@@ -130,7 +132,7 @@ class CompiledStep:
         step.rows, step.capacity = rows, own[0].shape[3]
         step.prompts, step.prompt_room = prompts[0].shape[2], prompts[0].shape[3]
         repeats = shape.query_heads // shape.kv_heads
-        keys = step.capacity + step.prompt_room
+        keys = step.capacity + step.prompt_room + 3  # scores are made four at a time
         step.scratch_size = shape.head_dim * (2 * repeats + 1) + repeats * keys
         threads = self._kernels.team().threads
         normed, active = x.new_empty(rows, shape.hidden), x.new_empty(rows, shape.intermediate)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from headwater.engine.kernels.calls import Kernels, kernels_for
+from headwater.engine.kernel_calls import Kernels, kernels_for
 
 
 class PackedLinear:

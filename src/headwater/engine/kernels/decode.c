@@ -1,6 +1,6 @@
 /* One decoding step of a Llama-like model on a CPU: every layer in one call.
 
-   Compiled on the user's machine by headwater.engine.kernels.build, once for bfloat16 (HW_BF16=1)
+   Compiled on the user's machine by headwater.engine.kernel_build, once for bfloat16 (HW_BF16=1)
    and once for float32. A step of 16 rows is thirty layers of a dozen operations of a few
    microseconds each: what they cost as operations of torch is more than what they compute. Here a
    team of threads goes through all layers and meets at a barrier after each part.
@@ -77,35 +77,92 @@ INLINE void turn(real *head, const float *norm, const step *s, int row, float sc
   for (int i = 0; i < s->head_dim; i++) wide[i] = widen(head[i]);
 }
 
-/* Scores of `repeats` queries [repeats, dim] on `count` keys, at scores[r * room + place]. */
-INLINE void score_keys(const float *queries, int repeats, int dim, const real *keys, int count,
-                       float *wide, float *scores, int64_t room) {
-  for (int t = 0; t < count; t++) {
-    const real *key = keys + (int64_t)t * dim;
-#pragma omp simd
-    for (int i = 0; i < dim; i++) wide[i] = widen(key[i]);
-    for (int r = 0; r < repeats; r++) {
-      float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int i = 0; i < dim; i++) sum += queries[r * dim + i] * wide[i];
-      scores[r * room + t] = sum;
+/* The sums of four vectors. */
+INLINE void sum_four(const lanes *of, float *sums) {
+#define FOLD __builtin_shufflevector
+  const lanes ab = FOLD(of[0], of[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+                   FOLD(of[0], of[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+  const lanes cd = FOLD(of[2], of[3], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+                   FOLD(of[2], of[3], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+  const lanes all = FOLD(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+                    FOLD(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  const half_lanes half = FOLD(all, all, 0, 1, 2, 3, 4, 5, 6, 7) +
+                          FOLD(all, all, 8, 9, 10, 11, 12, 13, 14, 15);
+  const quarter_lanes four = FOLD(half, half, 0, 1, 2, 3) + FOLD(half, half, 4, 5, 6, 7);
+#undef FOLD
+  memcpy(sums, &four, sizeof four);
+}
+
+/* Scores of `repeats` queries on four keys, at scores[r * room]. */
+INLINE void score_four(int repeats, const float *queries, int dim, const real *const *keys,
+                       float *scores, int64_t room) {
+  lanes sums[4][4];
+#pragma GCC unroll 4
+  for (int r = 0; r < repeats; r++)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) sums[r][i] = (lanes){0};
+  for (int j = 0; j < dim; j += LANES) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      const lanes key = wide_lanes(keys[i] + j);
+#pragma GCC unroll 4
+      for (int r = 0; r < repeats; r++) sums[r][i] += lanes_at(queries + r * dim + j) * key;
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < repeats; r++) sum_four(sums[r], scores + r * room);
+}
+
+/* Scores of `repeats` queries on `count` keys [count, dim], at scores[r * room + place], and some
+   that mean nothing behind, up to three. Queries are float32 [repeats, dim] */
+static void score_keys(const float *queries, int repeats, int dim, const real *keys, int count,
+                       float *scores, int64_t room) {
+  for (int t = 0; t < count; t += 4) {
+    const real *four[4];
+    for (int i = 0; i < 4; i++) four[i] = keys + (int64_t)(t + i < count ? t + i : t) * dim;
+    for (int r = 0; r < repeats; r += 4) {
+#define SCORE(n) score_four(n, queries + r * dim, dim, four, scores + r * room + t, room)
+      switch (repeats - r) {
+        case 1: SCORE(1); break;
+        case 2: SCORE(2); break;
+        case 3: SCORE(3); break;
+        default: SCORE(4); break;
+      }
+#undef SCORE
     }
   }
 }
 
-/* Adds values by their weights to sums [repeats, dim]. */
-INLINE void add_values(const float *weights, int64_t room, int repeats, int dim, const real *values,
-                       int count, float *wide, float *sums) {
+/* Adds values [count, dim] by their weights to sixteen columns of `repeats` sums. */
+INLINE void add_lanes(int repeats, const float *weights, int64_t room, const real *values, int count,
+                      int dim, float *sums) {
+  lanes mine[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < repeats; r++) mine[r] = lanes_at(sums + (int64_t)r * dim);
   for (int t = 0; t < count; t++) {
-    const real *value = values + (int64_t)t * dim;
-#pragma omp simd
-    for (int i = 0; i < dim; i++) wide[i] = widen(value[i]);
-    for (int r = 0; r < repeats; r++) {
-      const float weight = weights[r * room + t];
-#pragma omp simd
-      for (int i = 0; i < dim; i++) sums[r * dim + i] += weight * wide[i];
-    }
+    const lanes value = wide_lanes(values + (int64_t)t * dim);
+#pragma GCC unroll 4
+    for (int r = 0; r < repeats; r++) mine[r] += weights[r * room + t] * value;
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < repeats; r++) memcpy(sums + (int64_t)r * dim, &mine[r], sizeof(lanes));
+}
+
+/* Adds values [count, dim] by their weights [repeats, room] to sums [repeats, dim]. */
+static void add_values(const float *weights, int64_t room, int repeats, int dim, const real *values,
+                       int count, float *sums) {
+  for (int r = 0; r < repeats; r += 4)
+    for (int j = 0; j < dim; j += LANES) {
+#define ADD(n) \
+  add_lanes(n, weights + r * room, room, values + j, count, dim, sums + r * dim + j)
+      switch (repeats - r) {
+        case 1: ADD(1); break;
+        case 2: ADD(2); break;
+        case 3: ADD(3); break;
+        default: ADD(4); break;
+      }
+#undef ADD
+    }
 }
 
 /* A row's queries of one key head: turned, its key and value kept, all its keys attended to. */
@@ -125,7 +182,7 @@ static void attend(const step *s, const layer *l, real *work, int row, int kv_he
   const int own = (int)s->lengths[row];
   const int64_t prompt = s->prompt_of_row[row];
   const int shared = (int)s->prompt_lengths[prompt];
-  const int64_t room = s->prompt_room + s->capacity;
+  const int64_t room = s->prompt_room + s->capacity + 3;
   float *queries = scratch, *sums = queries + (int64_t)repeats * dim;
   float *wide = sums + (int64_t)repeats * dim, *scores = wide + dim;
 
@@ -143,8 +200,8 @@ static void attend(const step *s, const layer *l, real *work, int row, int kv_he
   memcpy(own_keys + (int64_t)own * dim, key, sizeof(real) * dim);
   memcpy(own_values + (int64_t)own * dim, value, sizeof(real) * dim);
 
-  score_keys(queries, repeats, dim, keys, shared, wide, scores, room);
-  score_keys(queries, repeats, dim, own_keys, own + 1, wide, scores + shared, room);
+  score_keys(queries, repeats, dim, keys, shared, scores, room);
+  score_keys(queries, repeats, dim, own_keys, own + 1, scores + shared, room);
   const int count = shared + own + 1;
   memset(sums, 0, sizeof(float) * repeats * dim);
   for (int r = 0; r < repeats; r++) {
@@ -157,11 +214,12 @@ static void attend(const step *s, const layer *l, real *work, int row, int kv_he
 #pragma omp simd
     for (int t = 0; t < count; t++) mine[t] *= inverse;
   }
-  add_values(scores, room, repeats, dim, values, shared, wide, sums);
-  add_values(scores + shared, room, repeats, dim, own_values, own + 1, wide, sums);
+  add_values(scores, room, repeats, dim, values, shared, sums);
+  add_values(scores + shared, room, repeats, dim, own_values, own + 1, sums);
   real *read = line + (int64_t)(rotated + s->kv_heads + kv_head * repeats) * dim;
+  for (int r = 0; r < repeats; r++)
 #pragma omp simd
-  for (int i = 0; i < repeats * dim; i++) read[i] = narrow(sums[i]);
+    for (int i = 0; i < dim; i++) read[r * dim + i] = narrow(sums[r * dim + i]);
 }
 
 static void activate(const step *s, const real *gates, place at) {

@@ -28,6 +28,10 @@ typedef float real;
 
 #define INLINE static inline __attribute__((always_inline))
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t word_lanes __attribute__((vector_size(4 * LANES)));
+typedef uint16_t short_lanes __attribute__((vector_size(2 * LANES)));
+typedef float half_lanes __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+typedef float quarter_lanes __attribute__((vector_size(LANES), aligned(4), may_alias));
 
 /* The OpenMP runtime that torch has loaded: its threads are ours, so that no two teams compete. */
 typedef struct {
@@ -70,6 +74,23 @@ INLINE real narrow(float x) { /* to the nearest, ties to even; what is no number
 INLINE float widen(real x) { return x; }
 INLINE real narrow(float x) { return x; }
 #endif
+
+INLINE lanes lanes_at(const float *at) {
+  lanes found;
+  memcpy(&found, at, sizeof found);
+  return found;
+}
+
+/* Sixteen neighbours as float32. */
+INLINE lanes wide_lanes(const real *at) {
+#if HW_BF16
+  short_lanes narrow;
+  memcpy(&narrow, at, sizeof narrow);
+  return (lanes)(__builtin_convertvector(narrow, word_lanes) << 16);
+#else
+  return lanes_at(at);
+#endif
+}
 
 /* e^x to 1e-7 of itself for x up to 88; what is no number stays none. */
 INLINE float exponential(float x) {
@@ -246,15 +267,20 @@ typedef struct {
 
 static void run_pack(void *given) {
   const packing *p = given;
-  const int blocks = (p->columns + LANES - 1) / LANES, inner = p->inner;
+  const int blocks = (p->columns + LANES - 1) / LANES, words = p->inner / PER_WORD;
   const place at = place_in(&p->team);
   for (int b = begin_of(blocks, at); b < end_of(blocks, at); b++) {
-    real *out = p->packed + (int64_t)b * inner * LANES;
-    for (int c = 0; c < LANES; c++) {
-      const int column = b * LANES + c;
-      const real *row = p->weight + (int64_t)column * inner;
-      for (int k = 0; k < inner; k++)
-        out[(k / PER_WORD * LANES + c) * PER_WORD + k % PER_WORD] = column < p->columns ? row[k] : 0;
+    const real *rows = p->weight + (int64_t)b * LANES * p->inner;
+    uint32_t line[LANES] = {0};
+    const int here = p->columns - b * LANES < LANES ? p->columns - b * LANES : LANES;
+    for (int k = 0; k < words; k++) {
+      if (here == LANES)
+        for (int c = 0; c < LANES; c++)
+          memcpy(line + c, rows + (int64_t)c * p->inner + k * PER_WORD, sizeof(uint32_t));
+      else
+        for (int c = 0; c < here; c++)
+          memcpy(line + c, rows + (int64_t)c * p->inner + k * PER_WORD, sizeof(uint32_t));
+      memcpy(p->packed + ((int64_t)b * words + k) * LANES * PER_WORD, line, sizeof line);
     }
   }
 }

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from headwater.engine.kernels.build import built, openmp, switched_off
+from headwater.engine.kernel_build import built, openmp, switched_off
 
 #: Columns of a packed block.
 LANES = 16

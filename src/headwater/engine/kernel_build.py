@@ -1,4 +1,4 @@
-"""Compiles the kernels beside this file on first use, for the processor at hand.
+"""Compiles the kernels in kernels/ on first use, for the processor at hand.
 
 A C compiler is all it takes; it runs once for each number format, two seconds, and what it made is
 kept in the user's cache folder. Where there is none, or the processor has nothing to gain, the
@@ -89,7 +89,7 @@ def _unsuited(dtype: torch.dtype) -> str:
 
 
 def _load(compiler: str, is_bf16: int) -> ctypes.CDLL:
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / "kernels"
     flags = (*_FLAGS, f"-DHW_BF16={is_bf16}")
     stamp = str(Path(compiler).resolve().stat().st_mtime_ns)
     known = hashlib.sha256("\0".join((compiler, stamp, *flags, _instructions())).encode())

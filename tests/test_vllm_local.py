@@ -10,8 +10,10 @@ import importlib.machinery
 import logging
 import os
 import random
+import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -372,6 +374,25 @@ def test_an_engine_that_does_not_start_leaves_nothing(settings: ServerSettings) 
     before = _state()
     with pytest.raises(StageError, match="no such model"):
         _local(replace(settings, max_logprobs=13))
+    assert _same(_state(), before)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_start_that_is_interrupted_is_ended_when_it_is_done(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _state()
+    started = Engine.__post_init__
+
+    def slow(engine: Engine) -> None:
+        signal.raise_signal(signal.SIGINT)  # heard by the main thread, which waits
+        time.sleep(0.5)
+        started(engine)
+
+    monkeypatch.setattr(Engine, "__post_init__", slow)
+    with pytest.raises(KeyboardInterrupt):
+        _local(settings)
+    assert vllm_local._home.engines == 0
     assert _same(_state(), before)
 
 

@@ -49,7 +49,7 @@ def left_as_found() -> Iterator[None]:
     """
     environment, path = dict(os.environ), list(sys.path)
     python, numpy = random.getstate(), np.random.get_state()
-    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    dtype, precision = torch.get_default_dtype(), _precision()
     hooks = sys.excepthook, threading.excepthook
     start_method = multiprocessing.get_start_method(allow_none=True)
     recursion, thawed = sys.getrecursionlimit(), gc.get_freeze_count() == 0
@@ -63,7 +63,8 @@ def left_as_found() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_default_dtype(dtype)
-        torch.set_float32_matmul_precision(precision)
+        if precision is not None and _precision() != precision:
+            torch.set_float32_matmul_precision(precision)
         sys.excepthook, threading.excepthook = hooks
         if multiprocessing.get_start_method(allow_none=True) != start_method:
             multiprocessing.set_start_method(start_method, force=True)
@@ -115,6 +116,14 @@ class OtherSide:
                 setattr(owner, name, value)
             elif name in vars(owner):
                 delattr(owner, name)
+
+
+def _precision() -> str | None:
+    """Of products in float32; None where it was set in torch's newer way, for each backend."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def _set_environment(values: dict[str, str]) -> None:

@@ -87,15 +87,14 @@ class VLLMLocal:
         try:
             self._here(self._start, _home.starting)
         except BaseException:
-            self._log.close()
+            self.close()
             raise
         self.startup_seconds = time.monotonic() - began
 
     def close(self) -> None:
         """End the engine and free its memory; what is being generated is given up."""
         self._ending = True
-        if self._engine is not None:
-            self._here(self._end, _home.starting)
+        self._here(self._end, _home.starting)
         self._log.close()
 
     def info(self) -> ServerInfo:
@@ -198,6 +197,8 @@ class VLLMLocal:
 
     def _end(self) -> None:
         engine, self._engine = self._engine, None
+        if engine is None:  # it has not started, or has ended
+            return
         _home.engines -= 1
         with _home.group_kept():
             engine.engine_core.shutdown()
@@ -344,7 +345,10 @@ class _Home:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Around what an engine does while the trainer may go on."""
+        """Around what an engine does while the trainer may go on.
+
+        Nothing of a trainer's draws from torch's own generators, which are put back at the end.
+        """
         with kept_randomness(), self._other.inside():
             yield
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import PYTHON
 from headwater.config.compute import VLLM
 from headwater.rollout.vllm_process import ServerProcess
 from headwater.rollout.vllm_servers import Servers
 
+PYTHON = os.environ.get("VLLM_PYTHON", "")
 TESTS = Path(__file__).parents[1]
 VOCAB = 60
 

@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 help:
 	@echo "make quickstart   train, compare and report the embedded study (three to four minutes, after installing)"
 	@echo "make test         the tests"
-	@echo "make test-vllm    tests with real vLLM servers, in an environment of their own (3 GB; VLLM_PYTHON=... names one)"
+	@echo "make test-vllm    tests with real vLLM, in an environment of its own (3 GB; VLLM_PYTHON=... names one)"
 	@echo "make check        lint, types, audit, then the tests"
 	@echo "make audit        known vulnerabilities of what is installed (asks the network, if there is one)"
 	@echo "make torture      random faults against small real runs, ten minutes (TORTURE='--seconds 60')"

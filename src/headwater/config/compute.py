@@ -38,6 +38,8 @@ _OURS = frozenset(
         "--tokens-only",
     }
 )
+#: Settings that mean nothing to vLLM in this process.
+_OF_SERVERS = ("urls", "key_variable", "python", "extra_args", "request_seconds", "startup_seconds")
 #: Kinds of stages that draw responses, and those that a teacher scores some for.
 _SAMPLES = frozenset({"grpo", "opd", "mixed", "teacher_rollouts", "evaluate", "probe"})
 _SCORES = frozenset({"opd", "mixed", "teacher_rollouts"})
@@ -53,19 +55,20 @@ class InProcess(Settings):
 
 class VLLM(Settings):
     """By vLLM servers: those at `urls`, or one that each stage starts for itself where none is
-    given.
+    given. Or by vLLM in the process that trains, where that is asked for.
 
-    python: the interpreter of the environment that vLLM is installed in; this one by default.
-    key_variable: the environment variable with the key of the servers at `urls`; a server of a
-    stage's own has one that is made for it. requests_in_flight: asked of each server at once.
-    request_seconds, startup_seconds: how long an answer and a start may take. max_model_len:
-    tokens of prompt and response together; the model's own by default. gpu_memory_utilization:
-    share of a device's memory; on a CPU cpu_cache_gib counts instead. sleeps: between rollouts
-    its weights and cache leave the device's memory, for a trainer on the same device. extra_args:
-    more of the server's own command line.
+    in_process: no server, but vLLM's engine in this process. python: the interpreter of the
+    environment that vLLM is installed in; this one by default. key_variable: the environment
+    variable with the key of the servers at `urls`; a server of a stage's own has one that is made
+    for it. requests_in_flight: asked of each server at once. request_seconds, startup_seconds: how
+    long an answer and a start may take. max_model_len: tokens of prompt and response together; the
+    model's own by default. gpu_memory_utilization: share of a device's memory; on a CPU
+    cpu_cache_gib counts instead. sleeps: between rollouts its weights and cache leave the device's
+    memory, for a trainer on the same device. extra_args: more of the server's own command line.
     """
 
     kind: Literal["vllm"] = "vllm"
+    in_process: bool = False
     urls: Annotated[tuple[Url, ...], BeforeValidator(_tuple)] = ()
     key_variable: KeyVariable = "VLLM_API_KEY"
     python: str | None = None
@@ -80,6 +83,8 @@ class VLLM(Settings):
 
     @model_validator(mode="after")
     def _is_one_or_the_other(self) -> Self:
+        if self.in_process:
+            self._refuse_servers()
         if self.urls and self.extra_args:
             raise ValueError(
                 f"extra_args={list(self.extra_args)} with urls: expected servers that are started "
@@ -93,6 +98,22 @@ class VLLM(Settings):
                 "them; remove them"
             )
         return self
+
+    def _refuse_servers(self) -> None:
+        """Raises ValueError for what is said to servers alone."""
+        fields = type(self).model_fields
+        said = [name for name in _OF_SERVERS if getattr(self, name) != fields[name].default]
+        if said:
+            raise ValueError(
+                f"{', '.join(said)} with in_process=true: expected settings of vLLM's engine in "
+                "this process, which is no server and has its own interpreter; remove "
+                f"{'it' if len(said) == 1 else 'them'}, or in_process"
+            )
+
+
+def is_served(engine: InProcess | VLLM) -> bool:
+    """Whether another process samples or scores."""
+    return isinstance(engine, VLLM) and not engine.in_process
 
 
 Engine = Annotated[InProcess | VLLM, Field(discriminator="kind"), BeforeValidator(_kind_shorthand)]
@@ -122,6 +143,12 @@ class Compute(Settings):
     rollouts: Engine = InProcess()
     scoring: Engine = InProcess()
 
+    @property
+    def engines_here(self) -> tuple[VLLM, ...]:
+        """vLLM's engines in the process that trains."""
+        both = (self.rollouts, self.scoring)
+        return tuple(one for one in both if isinstance(one, VLLM) and one.in_process)
+
     def identity(self, kind: str) -> list[str]:
         """What of it shows in the numbers of a stage of this kind, for the stage's fingerprint.
 
@@ -142,6 +169,7 @@ def engine_problems(recipe: Recipe) -> list[str]:
     return [
         *_offload_problems(compute),
         *_sharing_problems(compute),
+        *_in_process_problems(compute),
         *_temperature_problems(recipe),
         *_scoring_problems(recipe),
     ]
@@ -185,6 +213,19 @@ def _sharing_problems(compute: Compute) -> list[str]:
             "urls from one of the two"
         )
     return found
+
+
+def _in_process_problems(compute: Compute) -> list[str]:
+    """vLLM in a process makes a process group of its own there, and ranks have theirs."""
+    engines = {"rollouts": compute.rollouts, "scoring": compute.scoring}
+    return [
+        f"compute.ranks={compute.ranks} with compute.{name}.in_process=true: expected one process "
+        "to a stage, because vLLM's engine and ranks each need a torch.distributed group of their "
+        f"own; set compute.ranks: 1, or remove compute.{name}.in_process and let each stage start "
+        "a server"
+        for name, engine in engines.items()
+        if compute.ranks > 1 and isinstance(engine, VLLM) and engine.in_process
+    ]
 
 
 def _temperature_problems(recipe: Recipe) -> list[str]:

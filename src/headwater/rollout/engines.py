@@ -1,4 +1,4 @@
-"""Who samples and who scores: in this process, or vLLM servers, as `compute` says."""
+"""Who samples and who scores: our own sampler, vLLM servers or vLLM here, as `compute` says."""
 
 from __future__ import annotations
 

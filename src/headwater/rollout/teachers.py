@@ -1,4 +1,4 @@
-"""A teacher as distillation asks it: in this process, or behind servers, with the same answers."""
+"""A teacher as distillation asks it: a frozen model, or behind vLLM, with the same answers."""
 
 from __future__ import annotations
 

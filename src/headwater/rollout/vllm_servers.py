@@ -1,4 +1,5 @@
 """The servers that one stage asks: its own, started again when they die, or those at given urls.
+Or vLLM in this process, which is asked in the same way.
 
 Whoever asks says which weights the answers must come from. Every answer says which it came from,
 token by token, and an answer from others is never used.
@@ -16,11 +17,15 @@ from typing import Any
 from headwater.config.compute import VLLM
 from headwater.errors import StageError
 from headwater.rollout.vllm_client import Json, ServerDied, ServerInfo, VLLMClient
+from headwater.rollout.vllm_local import VLLMLocal
 from headwater.rollout.vllm_process import ServerProcess, ServerSettings
 
 #: How often a stage's own server is started again before that is given up.
 RESTARTS = 3
 _MODE = "processed_logprobs"
+
+#: A server, or vLLM in this process.
+Client = VLLMClient | VLLMLocal
 
 
 class StaleWeights(StageError):
@@ -28,7 +33,9 @@ class StaleWeights(StageError):
 
 
 class Servers:
-    """One or more servers with the same weights. Use as a context manager, or call `close`.
+    """One or more servers with the same weights, or vLLM in this process.
+
+    Use as a context manager, or call `close`.
 
     settings: what our own server is started with; its dtype is expected of others too.
     vocab_size: the tokenizer's own tokens; no other has any probability from the first `load` on.
@@ -37,7 +44,7 @@ class Servers:
     def __init__(self, engine: VLLM, settings: ServerSettings, vocab_size: int) -> None:
         self._engine, self._settings, self._vocab_size = engine, settings, vocab_size
         self._process: ServerProcess | None = None
-        self._clients: list[VLLMClient] = []
+        self._clients: list[Client] = []
         self._info: ServerInfo | None = None
         self._loaded: tuple[Path, int] | None = None
         self._stream = secrets.token_hex(8)  # two stages' versions of one number are not one
@@ -135,7 +142,7 @@ class Servers:
         if self._after_load is not None:
             self._after_load()
 
-    def _everywhere(self, do: Callable[[VLLMClient, int], Any]) -> None:
+    def _everywhere(self, do: Callable[[Client, int], Any]) -> None:
         clients = self._running()
         if len(clients) == 1:
             do(clients[0], 0)
@@ -163,7 +170,7 @@ class Servers:
         if self._loaded is not None:
             self._push()
 
-    def _running(self) -> list[VLLMClient]:
+    def _running(self) -> list[Client]:
         """The servers' clients; our own server is started by the first who asks."""
         if self._clients:
             return self._clients
@@ -172,7 +179,12 @@ class Servers:
             "in_flight": engine.requests_in_flight,
             "request_seconds": engine.request_seconds,
         }
-        if engine.urls:
+        found: list[Client]
+        if engine.in_process:
+            local = VLLMLocal(self._settings, in_flight=engine.requests_in_flight)
+            self.startup_seconds = local.startup_seconds
+            found = [local]
+        elif engine.urls:
             key = os.environ.get(engine.key_variable, "")
             found = [VLLMClient(url, key, **limits) for url in engine.urls]  # type: ignore[arg-type]
         else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from headwater.config.compute import VLLM, Compute
+from headwater.config.compute import VLLM, Compute, is_served
 from headwater.models.size import ModelSize
 from headwater.workflow.calibration import GPU, Calibration
 from headwater.workflow.device_memory import (
@@ -62,8 +62,11 @@ class Offer:
 
     @property
     def usable_bytes(self) -> float:
-        """What a plan fills of one device."""
-        return self.memory_bytes * USABLE_SHARE
+        """What a plan fills of one device, beside what vLLM in the same process takes of it."""
+        beside = self.compute.engines_here
+        if self.packs_weights:
+            return self.memory_bytes * USABLE_SHARE - sum(e.cpu_cache_gib * _GIB for e in beside)
+        return self.memory_bytes * (USABLE_SHARE - sum(e.gpu_memory_utilization for e in beside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +145,13 @@ def device_need(
     """What `work` on a model of `size` needs.
 
     beside: the size of a teacher or reference that is held as well. With `compute.ranks` above
-    one the stage gets those; otherwise the fewest it fits on, doubled while that pays
-    (`WORTHWHILE`) and the offer has room.
+    one, or vLLM in the process that trains, the stage gets those ranks; otherwise the fewest it
+    fits on, doubled while that pays (`WORTHWHILE`) and the offer has room.
     """
     stage = _Stage(work, size, beside, offer)
     smallest = stage.smallest()
     asked = offer.compute.ranks
-    if asked > 1:
+    if asked > 1 or offer.compute.engines_here:
         return stage.need(asked, smallest)
     if smallest is None:
         return stage.need(stage.fewest_for_state(), None)
@@ -216,10 +219,10 @@ class _Stage:
     def fleet(self) -> Fleet:
         """Servers that sample and score, each of as few devices as hold its model."""
         offer, compute = self.offer, self.offer.compute
-        samples = isinstance(compute.rollouts, VLLM) and self.work.rollouts > 0
+        samples = is_served(compute.rollouts) and self.work.rollouts > 0
         urls = compute.rollouts.urls if isinstance(compute.rollouts, VLLM) else ()
         reader = self.beside or self.size
-        scores = isinstance(compute.scoring, VLLM) and self.work.scored
+        scores = is_served(compute.scoring) and self.work.scored
         row = self.work.max_new_tokens * self.size.kv_values_per_token * offer.value_bytes
         devices = self.devices_of_a_server(self.size)
         room = devices * offer.usable_bytes - self.size.parameters * offer.value_bytes

@@ -48,15 +48,16 @@ class WorkerFunctions:
     """What workers call, as "module:function".
 
     run_stage(job, context) runs a stage; check_tokenizers(student folder, teacher folder) raises
-    InputError for two models that cannot be bridged, and check_context(folder, model's name,
-    prompt form, readings) for a model that cannot read what the study asks of it, and
-    check_devices(compute, ranks) for ranks that find no GPU here.
+    InputError for two models that cannot be bridged, check_context(folder, model's name, prompt
+    form, readings) for a model that cannot read what the study asks of it, check_devices(compute,
+    ranks) for ranks that find no GPU here, and check_vllm() where vLLM is not installed beside us.
     """
 
     run_stage: str = "headwater.workflow.registry:run_stage"
     check_tokenizers: str = "headwater.models.compatibility:check_same_tokenizer"
     check_context: str = "headwater.models.context_length:check_context"
     check_devices: str = "headwater.engine.precision:check_devices"
+    check_vllm: str = "headwater.rollout.vllm_local:check_installed"
 
 
 def run_recipe(
@@ -282,6 +283,8 @@ def _execute(
     wants_gpus = compute.device == "cuda" or compute.cpu_offload or ranks > 1
     if wants_gpus and isinstance(executor, Executor) and not published.issuperset(graph.nodes):
         executor.call(functions.check_devices, compute, ranks)
+    if compute.engines_here and not published.issuperset(graph.nodes):
+        executor.call(functions.check_vllm)
     sources = [f for f, node in graph.nodes.items() if node.kind == "source" and not node.parents]
     executor.run(sources, published)
     _check_layers(study, store, sources)

@@ -154,6 +154,13 @@ def test_sampled_tokens_follow_the_model_distribution() -> None:
     assert chi2 < degrees + 5 * (2 * degrees) ** 0.5
 
 
+@pytest.fixture(params=["0", "1"], ids=["torch", "compiled"])
+def either_draw(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch, and by the compiled kernels where this machine has them."""
+    monkeypatch.setenv("HEADWATER_KERNELS", request.param)
+
+
+@pytest.mark.usefixtures("either_draw")
 def test_a_draw_at_the_very_end_takes_no_impossible_token() -> None:
     """u * total may round up to the total, which no cumulative probability exceeds."""
     settings = SamplerSettings(1.0, 1, end_ids=(2,), vocab_size=3)
@@ -165,7 +172,8 @@ def test_a_draw_at_the_very_end_takes_no_impossible_token() -> None:
     torch.testing.assert_close(logprob, expected[token])
 
 
-@pytest.mark.parametrize("vocab", [5, 512, 700, 1024, 49_152])
+@pytest.mark.usefixtures("either_draw")
+@pytest.mark.parametrize("vocab", [5, 512, 700, 1024, 49_152, 300_000])
 def test_a_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
     generator = torch.Generator().manual_seed(vocab)
     logits = 3 * torch.randn(64, vocab, generator=generator)
@@ -184,6 +192,7 @@ def test_a_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
     assert bool((upto - picked.exp() <= uniforms + 1e-5).all())
 
 
+@pytest.mark.usefixtures("either_draw")
 @pytest.mark.parametrize("vocab", [5, 1000, 1024])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_logits_that_are_not_numbers_give_a_token_and_no_number(vocab: int, bad: float) -> None:

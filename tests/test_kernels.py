@@ -204,7 +204,7 @@ def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     build._built.cache_clear()
     yield tmp_path / "headwater" / "kernels"
     build._built.cache_clear()
-    calls._kernels_of.cache_clear()
+    calls._kernels.cache_clear()
 
 
 def test_what_was_compiled_is_kept(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

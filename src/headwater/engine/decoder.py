@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,7 +45,7 @@ class Decoder(Protocol):
         ...
 
     def logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] in at least float32."""
+        """Logits [B, V], the caller's own, in the model's format."""
         ...
 
 
@@ -160,7 +160,11 @@ class _LibraryDecoder:
         return hidden
 
     def logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        return widened(self._head(hidden_BH))
+        return self._head(hidden_BH)
+
+
+#: Positions whose rotations are computed at once.
+_FEWEST_POSITIONS = 256
 
 
 class _PackedDecoder:
@@ -188,6 +192,8 @@ class _PackedDecoder:
             PackedLayer(weights, shape_of(layer))
             for weights, layer in zip(layers, body.layers, strict=True)
         ]
+        self._known_tables: list[torch.Tensor] = []
+        self._known_positions = 0
         self._norm, self._eps = widened(body.norm.weight), float(body.norm.variance_epsilon)
         self._head = PackedLinear(head_weight(model, vocab_size))
         self._recorded = recorded
@@ -226,7 +232,7 @@ class _PackedDecoder:
         layout.prepare()
         if self._compiled is not None:
             x = functional.embedding(ids_B, self._embedding)
-            cosine, sine = (one.float().contiguous() for one in self._tables(x, positions_B))
+            cosine, sine = self._tables(x, positions_B)
             x = self._compiled(x, cosine, sine, layout)
             layout.end()
             return rms_norm(x, self._norm, self._eps)
@@ -236,7 +242,7 @@ class _PackedDecoder:
         return hidden
 
     def logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        return widened(self._head(hidden_BH))
+        return self._head(hidden_BH)
 
     def _run(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, reader: Callable[[int], Reader]
@@ -255,13 +261,24 @@ class _PackedDecoder:
 
         Queries are scaled on the way; values stay as they are.
         """
-        cis = torch.complex(*(widened(one)[:, None] for one in self._tables(x, positions_B)))
+        cis = torch.complex(*(one[:, None] for one in self._tables(x, positions_B)))
         values = torch.ones_like(cis).expand(-1, self._kv_heads, -1)
         queries = (cis * self._shape.scaling).expand(-1, self._query_heads, -1)
         return torch.cat((queries, cis.expand(-1, self._kv_heads, -1), values), dim=1)
 
-    def _tables(self, x: torch.Tensor, positions_B: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Cosines and sines of the positions [B, D/2], in the format of x."""
+    def _tables(self, x: torch.Tensor, positions_B: torch.Tensor) -> list[torch.Tensor]:
+        """Cosines and sines of the positions [B, D/2], rounded to the format of x, in at least
+        float32. Looked up where they do not depend on what else is asked for."""
+        if self.device.type != "cpu" or not self.can_be_recorded:
+            return self._computed_tables(x, positions_B)
+        needed = int(positions_B.max()) + 1
+        if needed > self._known_positions:
+            self._known_positions = max(needed, 2 * self._known_positions, _FEWEST_POSITIONS)
+            every = torch.arange(self._known_positions)
+            self._known_tables = self._computed_tables(x, every)
+        return [table.index_select(0, positions_B) for table in self._known_tables]
+
+    def _computed_tables(self, x: torch.Tensor, positions_B: torch.Tensor) -> list[torch.Tensor]:
         half = self._shape.head_dim // 2
-        for table in self._rotary(x[None], positions_B[None]):
-            yield table[0, :, :half]
+        tables = self._rotary(x[None], positions_B[None])
+        return [widened(table[0, :, :half]).contiguous() for table in tables]

@@ -25,7 +25,7 @@ from headwater.engine.cpu import cpuinfo, has_amx, has_fast_bf16
 #: Set to 0: torch's own operations everywhere.
 SWITCH = "HEADWATER_KERNELS"
 NO_COMPILER = "no C compiler (cc, gcc or clang) on the PATH"
-_SOURCES = ("decode.c", "products.h")
+_SOURCES = ("decode.c", "draw.h", "products.h")
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -95,7 +95,10 @@ def _load(compiler: str, is_bf16: int) -> ctypes.CDLL:
     known = hashlib.sha256("\0".join((compiler, stamp, *flags, _instructions())).encode())
     for name in _SOURCES:
         known.update((folder / name).read_bytes())
-    name, command = f"{known.hexdigest()[:20]}.so", [compiler, *flags, str(folder / _SOURCES[0])]
+    name, command = (
+        f"{known.hexdigest()[:20]}.so",
+        [compiler, *flags, str(folder / _SOURCES[0]), "-lm"],
+    )
     try:
         return _kept_in(_cache_folder(), name, command)
     except OSError:  # it cannot be written, or forbids to run what it holds

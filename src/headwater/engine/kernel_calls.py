@@ -61,6 +61,21 @@ class _Packing(ctypes.Structure):
     )
 
 
+class _Drawing(ctypes.Structure):
+    _fields_ = (
+        ("team", Team),
+        ("logits", _Pointer),
+        ("uniforms", _Pointer),
+        ("forbidden", _Pointer),
+        ("forbidden_count", _Count),
+        ("rows", _Count),
+        ("vocabulary", _Count),
+        ("temperature", ctypes.c_float),
+        ("tokens", _Pointer),
+        ("logprobs", _Pointer),
+    )
+
+
 class Kernels:
     """The kernels of one number format; arrays on the CPU, in that format unless said otherwise."""
 
@@ -111,15 +126,51 @@ class Kernels:
         self.library.hw_linear(ctypes.byref(task))
         return out
 
+    def draw(
+        self,
+        logits: torch.Tensor,
+        uniforms: torch.Tensor,
+        temperature: float,
+        forbidden: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens int64 [B] and their log-probabilities, float32 [B], by the inverse of the
+        cumulative distribution of logits [B, V], contiguous, at a temperature above 0.
+
+        uniforms: float32 [B] in (0, 1). forbidden: int64 tokens that have no probability; their
+        logits are overwritten.
+        """
+        rows, vocabulary = logits.shape
+        tokens, logprobs = torch.empty(rows, dtype=torch.long), torch.empty(rows)
+        uniforms = uniforms.contiguous()
+        task = _Drawing(
+            self.team(),
+            logits.data_ptr(),
+            uniforms.data_ptr(),
+            forbidden.data_ptr(),
+            forbidden.shape[0],
+            rows,
+            vocabulary,
+            temperature,
+            tokens.data_ptr(),
+            logprobs.data_ptr(),
+        )
+        self.library.hw_draw(ctypes.byref(task))
+        return tokens, logprobs
+
+
+def kernels_of(values: torch.Tensor) -> Kernels | None:
+    """The kernels for values of this format and device, where this machine has them."""
+    if values.device.type != "cpu" or switched_off():
+        return None
+    return _kernels(values.dtype)
+
 
 def kernels_for(weight: torch.Tensor) -> Kernels | None:
-    """The kernels for weights [out, in] like this one, where this machine has them."""
-    if weight.device.type != "cpu" or weight.shape[1] % 2 or switched_off():
-        return None
-    return _kernels_of(weight.dtype)
+    """The kernels that multiply with a weight [out, in], where this machine has them."""
+    return None if weight.shape[1] % 2 else kernels_of(weight)
 
 
 @lru_cache
-def _kernels_of(dtype: torch.dtype) -> Kernels | None:
+def _kernels(dtype: torch.dtype) -> Kernels | None:
     library = built(dtype).library
     return None if library is None else Kernels(library)

@@ -9,6 +9,9 @@ from typing import Protocol
 
 import torch
 
+from headwater.engine.fused_layers import widened
+from headwater.engine.kernel_calls import kernels_of
+
 #: A large vocabulary is searched in two steps: which segment of so many tokens, which token.
 _SEGMENT_TOKENS = 256
 
@@ -34,10 +37,16 @@ def draw_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inverse-CDF draw: the first token whose cumulative probability exceeds u.
 
-    logits_BV is overwritten. Returns tokens int64 [B] and their log-probabilities at the
-    sampling temperature, among the tokens that top_k and top_p keep, [B]; at temperature 0 the
-    likeliest token is certain.
+    logits_BV, in any format, is overwritten. Returns tokens int64 [B] and their log-probabilities
+    at the sampling temperature, among the tokens that top_k and top_p keep, [B] in at least
+    float32; at temperature 0 the likeliest token is certain.
     """
+    kernels = kernels_of(logits_BV)
+    all_kept = settings.top_k is None and settings.top_p == 1.0
+    if kernels is not None and all_kept and settings.temperature > 0.0:
+        forbidden = ends if settings.forbid_end else ends[:0]
+        return kernels.draw(logits_BV.contiguous(), uniforms_B, settings.temperature, forbidden)
+    logits_BV = widened(logits_BV)
     if settings.forbid_end:
         logits_BV[:, ends] = -torch.inf
     if settings.temperature == 0.0:

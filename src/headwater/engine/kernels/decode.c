@@ -12,6 +12,7 @@
    The layout of a layer's results is that of `RecordedShape.columns`: a step that is recorded for
    training is written where it will be read. */
 
+#include "draw.h"
 #include "products.h"
 
 typedef struct {

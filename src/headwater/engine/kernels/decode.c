@@ -80,6 +80,7 @@ INLINE void turn(real *head, const float *norm, const step *s, int row, float sc
 
 /* The sums of four vectors. */
 INLINE void sum_four(const lanes *of, float *sums) {
+#if HAS_SHUFFLES
 #define FOLD __builtin_shufflevector
   const lanes ab = FOLD(of[0], of[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
                    FOLD(of[0], of[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
@@ -92,6 +93,15 @@ INLINE void sum_four(const lanes *of, float *sums) {
   const quarter_lanes four = FOLD(half, half, 0, 1, 2, 3) + FOLD(half, half, 4, 5, 6, 7);
 #undef FOLD
   memcpy(sums, &four, sizeof four);
+#else /* gcc before 12 */
+  for (int i = 0; i < 4; i++) {
+    float values[LANES], sum = 0.0f;
+    memcpy(values, &of[i], sizeof values);
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < LANES; j++) sum += values[j];
+    sums[i] = sum;
+  }
+#endif
 }
 
 /* Scores of `repeats` queries on four keys, at scores[r * room]. */

@@ -26,6 +26,12 @@ typedef float real;
 #define MOST_BLOCKS 1
 #endif
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_SHUFFLES 1
+#endif
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t word_lanes __attribute__((vector_size(4 * LANES)));

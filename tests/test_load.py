@@ -53,9 +53,9 @@ from headwater.workflow.store import ArtifactStore
 @pytest.mark.parametrize(
     ("recipe", "stages", "expected"),
     [
-        ("quickstart", 34, "200df2530eb93a79"),
-        ("map-embedded", 360, "74e9e2e6c3fa28e9"),
-        ("paper-grid-embedded", 955, "c31b1ac0935a9063"),
+        ("quickstart", 34, "05b017d0782eb330"),
+        ("map-embedded", 360, "275cc7ece1821978"),
+        ("paper-grid-embedded", 955, "c34dfd70a29585de"),
     ],
 )
 def test_shipped_recipes_have_their_fingerprints(recipe: str, stages: int, expected: str) -> None:

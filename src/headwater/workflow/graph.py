@@ -26,15 +26,15 @@ STAGE_VERSIONS: dict[str, int] = {
     "source": 1,
     "pretrain": 2,
     "sft": 2,
-    "grpo": 4,
-    "teacher_rollouts": 2,
+    "grpo": 5,
+    "teacher_rollouts": 3,
     "outside_rollouts": 1,
     "warmup": 2,
     "sample_sft": 2,
-    "opd": 3,
-    "mixed": 2,
-    "evaluate": 3,
-    "probe": 1,
+    "opd": 4,
+    "mixed": 3,
+    "evaluate": 4,
+    "probe": 2,
 }
 
 #: Settings record of every stage kind.

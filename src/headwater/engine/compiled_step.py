@@ -115,7 +115,6 @@ class CompiledStep:
         if self._seen != (layout, layout.generation):
             self._prepare(x, layout)
         step, lengths = self._step, layout.lengths
-        step.team = self._kernels.team()
         step.x, step.cosine, step.sine = x.data_ptr(), cosine.data_ptr(), sine.data_ptr()
         step.lengths = lengths.data_ptr()
         last = len(self._layers) - 1
@@ -134,9 +133,9 @@ class CompiledStep:
         repeats = shape.query_heads // shape.kv_heads
         keys = step.capacity + step.prompt_room + 3  # scores are made four at a time
         step.scratch_size = shape.head_dim * (2 * repeats + 1) + repeats * keys
-        threads = self._kernels.team().threads
+        step.team = self._kernels.team()
         normed, active = x.new_empty(rows, shape.hidden), x.new_empty(rows, shape.intermediate)
-        scratch = torch.empty(threads, step.scratch_size)
+        scratch = torch.empty(step.team.threads, step.scratch_size)
         groups = layout.prompt_of_rows, layout.prompt_lengths
         step.normed, step.active = normed.data_ptr(), active.data_ptr()
         step.scratch = scratch.data_ptr()

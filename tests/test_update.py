@@ -89,6 +89,20 @@ def test_a_skipped_update_moves_the_schedule_and_nothing_else() -> None:
     assert model.weight.item() == pytest.approx(1.0 - 0.0775, rel=1e-6)
 
 
+def test_an_update_is_counted_before_any_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = _Weights([1.0]), []
+    updater = Updater(model, SFTStage(lr=0.1), 4)
+    step = updater._optimizer.step
+
+    def noted(*arguments: object) -> None:
+        seen.append((updater.steps_done, model.weight.item()))
+        step(*arguments)
+
+    monkeypatch.setattr(updater._optimizer, "step", noted)
+    updater.step([_pull(model, [0.5])], 1.0)
+    assert seen == [(1, 1.0)] and model.weight.item() < 1.0
+
+
 @pytest.mark.parametrize("grad_clip", [0.5, 100.0])
 def test_clipping_equals_torchs_own(grad_clip: float) -> None:
     slopes = [3.0, -4.0, 12.0]

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from headwater.config.compute import VLLM, Compute, is_served
 from headwater.config.loading import validate_recipe
 from headwater.errors import InputError, StageError
 from headwater.rollout import vllm_local
+from headwater.rollout.vllm_extension.headwater_vllm import WeightsExtension
 from headwater.rollout.vllm_local import VLLMLocal, check_installed, engine_arguments
 from headwater.rollout.vllm_process import ServerSettings, server_arguments
 from headwater.rollout.vllm_servers import Servers, StaleWeights
@@ -142,6 +143,26 @@ def _local(settings: ServerSettings, in_flight: int = 8) -> VLLMLocal:
 # --- a stand-in -------------------------------------------------------------------------------
 
 
+class Worker(WeightsExtension):
+    """With the extension as it is, and for a model a bag of parameters. keeps: not copies."""
+
+    def __init__(self, keeps: bool = False) -> None:
+        self.model_runner, self.keeps = self, keeps
+        self.model = torch.nn.Module()
+        self.model.logits_processor = torch.nn.Identity()
+
+    def get_model(self) -> torch.nn.Module:
+        return self.model
+
+    def reload_weights(self, weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in weights_iterator:
+            taken = tensor if self.keeps else tensor.clone()
+            self.model.register_parameter(name.replace(".", "/"), torch.nn.Parameter(taken))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {n.replace("/", "."): one.detach() for n, one in self.model.named_parameters()}
+
+
 @dataclass
 class Engine:
     """Of the stand-in: answers with seeds, and takes over the process while it starts."""
@@ -152,6 +173,7 @@ class Engine:
     loads: list[str] = field(default_factory=list)
     under_way: dict[str, Any] = field(default_factory=dict)
     fails_at: int = 1000
+    worker: Worker = field(default_factory=lambda: Worker())
     on_cpu = True
 
     def __post_init__(self) -> None:
@@ -219,8 +241,12 @@ class Engine:
     def set_weight_version(self, version: str) -> None:
         self.version = version
 
-    def collective_rpc(self, method: str, args: tuple[str, int]) -> list[Any]:
-        assert (method, args[1]) == ("headwater_load", 60) and self.version == "loading"
+    def collective_rpc(self, method: str, args: tuple[Any, int]) -> list[Any]:
+        assert args[1] == 60 and self.version == "loading"
+        if method == "headwater_take":
+            self.loads.append("live")
+            return [self.worker.headwater_take(*args)]
+        assert method == "headwater_load"
         if args[0].endswith("nowhere"):
             raise ValueError("nothing there")
         self.loads.append(args[0])

@@ -27,9 +27,12 @@ from torch import distributed
 from headwater.config.compute import VLLM, Compute, InProcess
 from headwater.config.distillation import TopK
 from headwater.config.stages import GRPOStage, OPDStage, TeacherRolloutsStage
+from headwater.engine.forward import load_engine_model
 from headwater.errors import StageError
+from headwater.models.saving import once_each, save_weights
 from headwater.rollout.vllm_process import ServerSettings
 from headwater.rollout.vllm_servers import Servers, StaleWeights
+from headwater.rollout.vllm_weights import LiveWeights
 from stage_jobs import SAMPLING, Run, make_job
 
 HERE = VLLM(in_process=True)
@@ -89,11 +92,11 @@ class Scenes:
         self.folder, self.student, self.teacher = folder, student, teacher
         self.bodies = bodies
 
-    def _servers(self, name: str, model: Path | None = None) -> Servers:
+    def _servers(self, name: str, *, dtype: str = "float32") -> Servers:
         settings = ServerSettings(
-            model=model or self.student,
+            model=self.student,
             log=self.folder / name / "server.log",
-            dtype="float32",
+            dtype=dtype,
             on_cpu=True,
             threads=torch.get_num_threads(),
         )
@@ -156,6 +159,50 @@ class Scenes:
                 found["stale"] = str(error)
         return found
 
+    def memory(self) -> dict[str, Any]:
+        """Weights from memory and from a folder, in both formats; the trainer trains on."""
+        return {name: self._memory(name) for name in ("float32", "bfloat16")}
+
+    def _memory(self, dtype: str) -> dict[str, Any]:
+        model = load_engine_model(self.student, getattr(torch, dtype), torch.device("cpu"))
+        version, random = 0, torch.Generator().manual_seed(1)
+        state = dict(model.named_parameters(remove_duplicate=False))
+        written = self.folder / f"written-{dtype}" / "model.safetensors"
+        found: dict[str, Any] = {"tied": len(state) - len(once_each(state))}
+
+        def train() -> None:
+            nonlocal version
+            version += 1
+            with torch.no_grad():
+                for weight in model.parameters():
+                    noise = torch.randn(weight.shape, generator=random)
+                    weight += 0.3 * weight.std() * noise.to(weight.dtype)
+
+        def lent() -> LiveWeights:
+            tensors = once_each(state)
+            return LiveWeights(lambda: iter(tensors.items()), lambda: version, version)
+
+        with self._servers(f"memory-{dtype}", dtype=dtype) as servers:
+            servers.load(self.student, 0)
+            found["first"] = servers.ask(self.bodies)
+            train()
+            servers.load(lent(), 1)
+            found["lent"] = servers.ask(self.bodies)
+            save_weights(state, written)
+            (client,) = servers._clients
+            client._engine.set_weight_version("another")  # type: ignore[union-attr]
+            found["again"] = servers.ask(self.bodies)
+            train()
+            found["kept"] = servers.ask(self.bodies)
+            client._engine.set_weight_version("another")  # type: ignore[union-attr]
+            try:
+                servers.ask(self.bodies[:2])
+            except StaleWeights as error:
+                found["stale"] = str(error)
+            servers.load(written.parent, 3)
+            found["written"] = servers.ask(self.bodies)
+        return found
+
     def grpo(self) -> dict[str, Any]:
         """Rollouts in the trainer's process, followed for some steps, resumed, and a step ahead."""
         config = GRPOStage(steps=4, prompts_per_step=8, group_size=8, lr=3e-3)
@@ -168,12 +215,17 @@ class Scenes:
             beside.interrupted_at(2)
             beside.start().assert_equals(straight)
         ahead = config.model_copy(update={"overlap": True})
-        lagging = self._run("grpo", ahead, "ahead", rollouts=HERE).start().metrics()
+        lagging = self._run("grpo", ahead, "ahead", rollouts=HERE).start()
+        # what is drawn beside training, from weights that are no more, is the same each time
+        self._run("grpo", ahead, "ahead-again", rollouts=HERE).start().assert_equals(lagging)
         metrics = straight.metrics()
         return {
             "gaps": [row["sampler_gap"] for row in metrics],
             "rewards": [row["reward"] for row in metrics],
-            "lags": [row["policy_lag"] for row in lagging],
+            "written": sorted(
+                path.name for path in straight.job.checkpoint_dir.glob("vllm-rollouts/**/*")
+            ),
+            "lags": [row["policy_lag"] for row in lagging.metrics()],
             "moved": self._moved(straight),
         }
 
@@ -230,6 +282,7 @@ def main() -> None:
         for scene in (
             scenes.process,
             scenes.weights,
+            scenes.memory,
             scenes.trainer,
             scenes.grpo,
             scenes.opd,

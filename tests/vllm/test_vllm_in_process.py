@@ -108,6 +108,20 @@ def test_half_loaded_and_foreign_weights_are_refused(results: Any) -> None:
     assert "vLLM in this process answers with weights ['another']" in found["stale"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_from_memory_are_those_of_a_folder(results: Any, dtype: str) -> None:
+    """To the bit: after a push, a second one of the same, and while the trainer trains on."""
+    found = results["memory"][dtype]
+    assert found["tied"] == 1
+    for name in ("again", "kept", "written"):
+        assert [_ids(a) for a in found[name]] == [_ids(a) for a in found["lent"]]
+        assert _logprobs(found[name]) == _logprobs(found["lent"])
+        assert _scores(found[name]) == _scores(found["lent"])
+    before, after = _scores(found["first"]), _scores(found["lent"])
+    assert max(abs(before[key] - after[key]) for key in before.keys() & after.keys()) > 0.1
+    assert "of version 1 again, and the model is at version 2" in found["stale"]
+
+
 def test_an_engine_in_the_process_changes_no_number_of_a_trainer(results: Any) -> None:
     assert results["trainer"]["equal"]
 
@@ -118,6 +132,7 @@ def test_grpo_learns_from_rollouts_of_its_own_process(results: Any) -> None:
     assert len(found["gaps"]) == 4 and max(found["gaps"]) < 1e-4  # of older weights: over 0.01
     assert found["moved"] > 1e-3
     assert found["lags"] == [0.0, 1.0, 1.0, 1.0]
+    assert found["written"] == ["server.log"]  # and no weights
 
 
 def test_opd_with_a_teacher_scored_in_process(results: Any) -> None:

@@ -138,10 +138,10 @@ class Updater:
                 "when it came; lower lr or grad_clip, add warmup_steps, or set "
                 "compute.precision=float32. Weights are unchanged"
             )
+        self.steps_done += 1  # before any weight changes, for who reads them beside
         self._optimizer.step(gradients, rate, min(1.0, self._settings.grad_clip / (norm + 1e-6)))
         self.trained.changed()
         self.trained.drop_gradients()
-        self.steps_done += 1
         return norm
 
     def _not_finite(

@@ -64,17 +64,24 @@ def save_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
     For a server that has the model already and takes new weights; tied ones are written once,
     under the name that comes first. Nothing is flushed: the file is worth no more than a moment.
     """
+    kept = {name: tensor.cpu().contiguous() for name, tensor in once_each(state).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(".writing")
+    save_file(kept, written, metadata={"format": "pt"})
+    written.replace(path)
+
+
+def once_each(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, in the same memory and without gradients; tied ones once, under
+    the name that comes first."""
     kept: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
         if place not in seen:
             seen.add(place)
-            kept[name] = tensor.detach().cpu().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(".writing")
-    save_file(kept, written, metadata={"format": "pt"})
-    written.replace(path)
+            kept[name] = tensor.detach()
+    return kept
 
 
 def rebuild(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from headwater.config.compute import VLLM, Compute
 from headwater.engine.forward import head_weight
 from headwater.engine.packing import PackedGroup, pack
 from headwater.engine.precision import resolve_device, resolve_dtype
-from headwater.models.saving import save_weights
+from headwater.models.saving import once_each, save_weights
 from headwater.models.size import hidden_size
 from headwater.rollout.sampler import (
     MAX_ROWS,
@@ -43,8 +43,8 @@ class Serving:
     """What servers need to know of a model of a stage.
 
     folder: what the model was loaded from. scratch: the stage's folder for logs and weights under
-    way. closing: ends the servers with the stage. version: a number that changes with the weights.
-    max_logprobs: the most tokens that are asked for at one place.
+    way. closing: ends the servers with the stage. version: a number that changes with the weights,
+    before any of them does. max_logprobs: the most tokens that are asked for at one place.
     """
 
     folder: Path
@@ -132,9 +132,14 @@ class _ModelPolicy:
     def version(self) -> int:
         return self.serving.version()
 
+    def _state(self) -> Mapping[str, torch.Tensor]:
+        return dict(self.model.named_parameters(remove_duplicate=False))
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(once_each(self._state()).items())
+
     def write(self, folder: Path) -> Path:
-        weights = dict(self.model.named_parameters(remove_duplicate=False))
-        save_weights(weights, folder / "weights" / "model.safetensors")
+        save_weights(self._state(), folder / "weights" / "model.safetensors")
         return folder / "weights"
 
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> np.ndarray:

@@ -5,8 +5,9 @@ All engines of a process live in one thread of their own, because vLLM keeps wha
 module variables, and so that what belongs to a thread (memory policy, gradient mode, OpenMP) stays
 there. Before and after each call the process is the trainer's (`process_state.py`).
 
-Weights are loaded by the same extension as a server's, answers carry the same labels of the
-weights that drew them, and have the form of /inference/v1/generate.
+Weights are loaded by the same extension as a server's, but from the trainer's own tensors, of which
+vLLM makes copies. Answers carry the same labels of the weights that drew them, and have the form of
+/inference/v1/generate.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from headwater.rollout.process_state import OtherSide, kept_randomness, left_as_
 from headwater.rollout.vllm_client import Json, ServerInfo
 from headwater.rollout.vllm_extension import headwater_vllm
 from headwater.rollout.vllm_process import ServerSettings
+from headwater.rollout.vllm_weights import LiveWeights, Weights
 
 T = TypeVar("T")
 
@@ -109,16 +111,22 @@ class VLLMLocal:
             dtype=str(model.dtype).removeprefix("torch."),
         )
 
-    def load(self, folder: str, version: str, vocab_size: int) -> None:
-        """Let it answer with the weights of the safetensors in `folder`, as `version`.
+    def load(self, weights: Weights, version: str, vocab_size: int) -> None:
+        """Let it answer with copies of these weights, as `version`.
 
-        Raises StageError for weights that cannot be loaded; answers then carry the label LOADING.
+        Raises StageError for weights that cannot be loaded, StaleWeights for live ones that have
+        changed; answers then carry the label LOADING.
         """
 
         def load() -> None:
             engine = self._engine
             engine.set_weight_version(headwater_vllm.LOADING)
-            engine.collective_rpc("headwater_load", args=(folder, vocab_size))
+            if isinstance(weights, LiveWeights):
+                self._unchanged(weights)
+                engine.collective_rpc("headwater_take", args=(weights.tensors(), vocab_size))
+                self._unchanged(weights)
+            else:
+                engine.collective_rpc("headwater_load", args=(str(weights.resolve()), vocab_size))
             if not engine.reset_prefix_cache():
                 raise StageError("the prefix cache still holds keys and values of old weights")
             engine.set_weight_version(version)
@@ -194,6 +202,11 @@ class VLLMLocal:
             raise
         self._engine.engine_core._finalizer.atexit = False  # the process ends without it
         _home.engines += 1
+
+    def _unchanged(self, weights: LiveWeights) -> None:
+        if not self._settings.on_cpu:  # the trainer writes in another stream than vLLM reads in
+            torch.cuda.synchronize()
+        weights.check()
 
     def _end(self) -> None:
         engine, self._engine = self._engine, None

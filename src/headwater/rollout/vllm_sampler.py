@@ -8,19 +8,21 @@ key, so that it does not depend on what else is asked, but vLLM draws from it in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from headwater.config.compute import VLLM_TEMPERATURES
 from headwater.errors import InputError, StageError
 from headwater.rollout.sampler import SampleRequest, SamplerSettings
 from headwater.rollout.vllm_client import Json
 from headwater.rollout.vllm_servers import Servers
+from headwater.rollout.vllm_weights import LiveWeights, Weights
 from headwater.types import FinishReason, Rollout
 
 #: vLLM's seeds are signed; what is left of a key still tells 2^63 samples apart.
@@ -39,7 +41,10 @@ class Policy(Protocol):
     """
 
     def version(self) -> int:
-        """A number that changes with the weights."""
+        """A number that changes with the weights, before any of them does."""
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights as they are, not copies, under their names in a folder of safetensors."""
 
     def write(self, folder: Path) -> Path:
         """A folder of safetensors with the weights as they are: `folder`, or one that has them."""
@@ -52,7 +57,8 @@ class Policy(Protocol):
 class VLLMSampler:
     """Asks servers for rollouts; gives them the policy's weights whenever these have changed.
 
-    dtype: of the servers' weights. scratch: where weights are written for them.
+    dtype: of the servers' weights. scratch: where weights are written for servers; vLLM in this
+    process takes them from memory.
     """
 
     servers: Servers
@@ -85,8 +91,8 @@ class VLLMSampler:
         version = self.policy.version()
         if version != self._pushed:
             self._checked = self._checked or requests[0].prompt_ids[-_CHECKED_TOKENS:]
-            weights = self.policy.write(self.scratch)
-            self.servers.load(weights, version, partial(self._check_scores, version))
+            checked = partial(self._check_scores, version)
+            self.servers.load(self._weights(version), version, checked)
             self._pushed = version
 
     def ask(self, requests: Sequence[SampleRequest]) -> list[tuple[Rollout, ...]]:
@@ -103,6 +109,11 @@ class VLLMSampler:
             tuple(self._rollout(r.prompt_ids, next(answers), version) for _ in r.keys)
             for r in requests
         ]
+
+    def _weights(self, version: int) -> Weights:
+        if self.servers.in_process:
+            return LiveWeights(self.policy.tensors, self.policy.version, version)
+        return self.policy.write(self.scratch)
 
     def _check_scores(self, version: int) -> None:
         """Score one fixed sequence on both sides; raises StageError where they differ.

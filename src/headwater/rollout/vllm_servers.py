@@ -11,7 +11,6 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from headwater.config.compute import VLLM
@@ -19,6 +18,7 @@ from headwater.errors import StageError
 from headwater.rollout.vllm_client import Json, ServerDied, ServerInfo, VLLMClient
 from headwater.rollout.vllm_local import VLLMLocal
 from headwater.rollout.vllm_process import ServerProcess, ServerSettings
+from headwater.rollout.vllm_weights import LiveWeights, StaleWeights, Weights
 
 #: How often a stage's own server is started again before that is given up.
 RESTARTS = 3
@@ -26,10 +26,6 @@ _MODE = "processed_logprobs"
 
 #: A server, or vLLM in this process.
 Client = VLLMClient | VLLMLocal
-
-
-class StaleWeights(StageError):
-    """A server keeps answering with other weights than it was given."""
 
 
 class Servers:
@@ -46,7 +42,7 @@ class Servers:
         self._process: ServerProcess | None = None
         self._clients: list[Client] = []
         self._info: ServerInfo | None = None
-        self._loaded: tuple[Path, int] | None = None
+        self._loaded: tuple[Weights, int] | None = None
         self._stream = secrets.token_hex(8)  # two stages' versions of one number are not one
         self._after_load: Callable[[], None] | None = None
         self._asleep = False
@@ -65,23 +61,28 @@ class Servers:
         assert self._info is not None
         return self._info
 
-    def load(
-        self, folder: Path, version: int, after_load: Callable[[], None] | None = None
-    ) -> None:
-        """Let every server answer with the weights of the safetensors in `folder`.
+    @property
+    def in_process(self) -> bool:
+        """Whether this is vLLM here, which takes live weights and needs no folder."""
+        return self._engine.in_process
 
-        after_load: called when they are there, now and after every later restart; the folder has
-        to stay as it is until the next call.
+    def load(
+        self, weights: Weights, version: int, after_load: Callable[[], None] | None = None
+    ) -> None:
+        """Let every server answer with these weights; live ones only where vLLM is `in_process`.
+
+        after_load: called when they are there, now and after every later restart. A folder has to
+        stay as it is until the next call; live weights may change, and are then not given again.
         """
         self._wake()
-        self._loaded, self._after_load = (folder, version), after_load
+        self._loaded, self._after_load = (weights, version), after_load
         self._with_restarts(self._push)
 
     def ask(self, bodies: Sequence[Json]) -> list[Json]:
         """The answers of /inference/v1/generate, in order, from the weights loaded last.
 
-        Raises StaleWeights where they come from others, also once they were loaded again, and
-        StageError where a server is gone and cannot be started again.
+        Raises StaleWeights where they come from others, also once they were loaded again, or where
+        live weights have changed since. StageError where a server is gone for good.
         """
         self._wake()
         answers: list[Json | None] = [None] * len(bodies)
@@ -137,8 +138,15 @@ class Servers:
 
     def _push(self) -> None:
         assert self._loaded is not None
-        folder = str(self._loaded[0].resolve())
-        self._everywhere(lambda client, _: client.load(folder, self._label, self._vocab_size))
+        weights, label, vocab_size = self._loaded[0], self._label, self._vocab_size
+
+        def give(client: Client, _: int) -> None:
+            if isinstance(client, VLLMLocal):
+                return client.load(weights, label, vocab_size)
+            assert not isinstance(weights, LiveWeights), "servers take a folder"
+            return client.load(str(weights.resolve()), label, vocab_size)
+
+        self._everywhere(give)
         if self._after_load is not None:
             self._after_load()
 

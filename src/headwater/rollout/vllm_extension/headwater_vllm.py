@@ -17,9 +17,10 @@ Every answer of /inference/v1/generate carries the version of the weights of eac
 which the engine itself attaches between its steps. While weights are being loaded the engine is
 paused and its version is LOADING, so that a failed load leaves a server that nobody believes.
 
-Weights travel as a folder of safetensors that the server can read. vLLM's own transfers between
-devices (nccl, ipc) are not used. Sleeping frees memory on devices only: on a CPU, where it is
-tested, vLLM stops and goes on, and keeps its memory. None of this has been run on a GPU.
+Weights travel as a folder of safetensors that the server can read, or as tensors where the engine
+is in the trainer's process. vLLM's own transfers between devices (nccl, ipc) are not used. Sleeping
+frees memory on devices only: on a CPU, where it is tested, vLLM stops and goes on, and keeps its
+memory. None of this has been run on a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +52,59 @@ class WeightsExtension:
     model_runner: Any
 
     def headwater_load(self, folder: str, vocab_size: int) -> dict[str, float]:
-        """Load every tensor of the safetensors in `folder`, and cut the vocabulary.
-
-        On a CPU vLLM multiplies with a packed copy of each weight. Reloading makes it anew for
-        every layer but a head that shares the embedding's weight: that is done here. Returns how
-        far the head is from the weights just loaded, as a share of its largest output; raises
-        ValueError where that is more than rounding.
-        """
+        """Load every tensor of the safetensors in `folder`; otherwise as `headwater_take`."""
         files = sorted(Path(folder).glob("*.safetensors"))
         if not files:
             raise ValueError(f"{folder}: no *.safetensors there that this server can read")
-        self.model_runner.reload_weights(weights_iterator=_tensors(files))
-        model = self.model_runner.get_model()
-        head = getattr(model, "lm_head", None)
-        gap = 0.0
-        if head is not None and hasattr(head, "quant_method"):
-            head.quant_method.process_weights_after_loading(head)
-            gap = _head_gap(head)
-            if not gap <= _HEAD_TOLERANCE:
-                raise ValueError(f"the head still multiplies with older weights (off by {gap:.2g})")
-        _cut_vocabulary(model, vocab_size)
-        return {"head_gap": gap}
+        return _load_into(self.model_runner, _tensors(files), vocab_size)
+
+    def headwater_take(
+        self, tensors: Iterable[tuple[str, Any]], vocab_size: int
+    ) -> dict[str, float]:
+        """Load copies of the named tensors of this process, and cut the vocabulary.
+
+        An executor in one process hands its arguments over as they are. Returns how far the head
+        is from the weights just loaded, as a share of its largest output; raises ValueError where
+        that is more than rounding, and where vLLM keeps a tensor instead of a copy.
+        """
+        lent: set[int] = set()
+
+        def noted() -> Iterator[tuple[str, Any]]:
+            for name, tensor in tensors:
+                lent.add(_memory(tensor))
+                yield name, tensor
+
+        report = _load_into(self.model_runner, noted(), vocab_size)
+        named = self.model_runner.get_model().named_parameters()
+        if kept := [name for name, one in named if one.numel() and _memory(one) in lent]:
+            raise ValueError(f"vLLM answers with the trainer's own {kept[0]}, expected a copy")
+        return report
+
+
+def _load_into(
+    runner: Any, tensors: Iterable[tuple[str, Any]], vocab_size: int
+) -> dict[str, float]:
+    """Load tensors and cut the vocabulary; returns and raises as `headwater_take` says.
+
+    On a CPU vLLM multiplies with a packed copy of each weight. Reloading makes it anew for every
+    layer but a head that shares the embedding's weight: that is done here.
+    """
+    runner.reload_weights(weights_iterator=tensors)
+    model = runner.get_model()
+    head = getattr(model, "lm_head", None)
+    gap = 0.0
+    if head is not None and hasattr(head, "quant_method"):
+        head.quant_method.process_weights_after_loading(head)
+        gap = _head_gap(head)
+        if not gap <= _HEAD_TOLERANCE:
+            raise ValueError(f"the head still multiplies with older weights (off by {gap:.2g})")
+    _cut_vocabulary(model, vocab_size)
+    return {"head_gap": gap}
+
+
+def _memory(tensor: Any) -> int:
+    """Where the memory begins that a tensor, or what it is a part of, lies in."""
+    return int(tensor.untyped_storage().data_ptr())
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:

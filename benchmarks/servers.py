@@ -92,7 +92,7 @@ def _measure(
             for parameter in model.parameters():
                 parameter += 1e-3 * parameter.std() * torch.randn_like(parameter)
         version += 1
-        pushes.append(_timed(lambda: sampler._push(requests[0].prompt_ids))[1])
+        pushes.append(_timed(lambda: sampler.push(requests))[1])
     fresh = _flat(sampler.sample(requests))
     gaps = np.concatenate([_gap(model, vocab, rollout) for rollout in fresh])
     pairs = [(r.prompt_ids, r.response_ids) for r in fresh]

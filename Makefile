@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: help install quickstart test test-vllm check audit torture bench bench-verify smollm2 smollm2-study docs dist clean
 
 help:
-	@echo "make quickstart   train, compare and report the embedded study (three to four minutes, after installing)"
+	@echo "make quickstart   train, compare and report the embedded study (two to four minutes, after installing)"
 	@echo "make test         the tests"
 	@echo "make test-vllm    tests with real vLLM, in an environment of its own (3 GB; VLLM_PYTHON=... names one)"
 	@echo "make check        lint, types, audit, then the tests"

@@ -263,7 +263,8 @@ def _clean() -> None:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Modules with what `vllm_local` imports of vLLM."""
+    """Modules with what `vllm_local` imports of vLLM, in a process that may log."""
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # a verifier's does not
     made = {
         "vllm": {"EngineArgs": dict, "LLMEngine": Engine, "SamplingParams": dict},
         "vllm.platforms": {"current_platform": types.SimpleNamespace(is_cpu=lambda: Engine.on_cpu)},
@@ -325,10 +326,7 @@ def _engine(servers: Servers) -> Engine:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_the_process_is_as_it_was_while_an_engine_lives_in_it(
-    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.root.manager, "disable", 0)  # a verifier's process is silent
+def test_the_process_is_as_it_was_while_an_engine_lives_in_it(settings: ServerSettings) -> None:
     logging.getLogger("httpx2")
     before = _state()
     with _servers(settings) as servers:

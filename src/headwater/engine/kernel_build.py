@@ -138,7 +138,7 @@ def openmp() -> ctypes.CDLL | None:
     """The OpenMP runtime that torch computes with in this process; None where it has none."""
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "/" in line}
-    for path in sorted(paths):
+    for path in sorted(paths, key=lambda path: ("/torch/" not in path, path)):  # others have theirs
         if Path(path).name.startswith(_RUNTIMES):
             return ctypes.CDLL(path)
     return None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from headwater import doctor
 from headwater.engine import decoder
 from headwater.engine import kernel_build as build
 from headwater.engine import kernel_calls as calls
@@ -220,9 +221,23 @@ def test_a_cache_that_cannot_be_written_is_done_without(afresh: Path) -> None:
 
 def test_without_a_compiler(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert build.built(torch.float32) == build.Built(
-        None, "no C compiler (cc, gcc or clang) on the PATH"
-    )
+    assert build.built(torch.float32) == build.Built(None, build.NO_COMPILER, failed=True)
+    line = doctor._kernels()
+    assert line.health is doctor.Health.NOTE and "install a C compiler" in line.cure
+
+
+def test_where_they_can_be_compiled_they_are() -> None:
+    """Or else every test here would be skipped and none fail."""
+    for dtype in FORMATS:
+        found = build.built(dtype)
+        assert not found.failed or found.why == build.NO_COMPILER
+
+
+def test_input_of_another_format_or_width_is_refused(kernels: Kernels, dtype: torch.dtype) -> None:
+    packed = kernels.pack(torch.zeros(20, 6, dtype=dtype))
+    for x in (torch.zeros(2, 8, dtype=dtype), torch.zeros(2, 6, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="same format and width"):
+            kernels.linear(x, packed, 20)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +252,7 @@ def test_a_compiler_that_fails(
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     found = build.built(torch.float32)
-    assert found.library is None
+    assert found.library is None and found.failed
     assert said in found.why
     assert str(compiler) in found.why
 

@@ -196,12 +196,12 @@ def _kernels() -> Check:
     """The compiled kernels of each number format."""
     import torch
 
-    from headwater.engine.kernel_build import NO_COMPILER, built
+    from headwater.engine.kernel_build import built
 
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    why = {name: built(dtype).why for name, dtype in formats.items()}
-    found = "; ".join(f"{name}: {said}" for name, said in why.items())
-    if NO_COMPILER in why.values():
+    kinds = {name: built(dtype) for name, dtype in formats.items()}
+    found = "; ".join(f"{name}: {kind.why}" for name, kind in kinds.items())
+    if any(kind.failed for kind in kinds.values()):
         cure = "install a C compiler (gcc or clang): sampling on a CPU takes half the time with it"
         return Check("kernels", Health.NOTE, found, cure)
     return Check("kernels", Health.OK, found)

@@ -43,10 +43,14 @@ _RUNTIMES = ("libgomp", "libiomp5", "libomp")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The compiled kernels of one number format, or why there are none."""
+    """The compiled kernels of one number format, or why there are none.
+
+    failed: there are none, though the processor has a use for them.
+    """
 
     library: ctypes.CDLL | None
     why: str
+    failed: bool = False
 
 
 def built(dtype: torch.dtype) -> Built:
@@ -66,12 +70,13 @@ def _built(dtype: torch.dtype) -> Built:
         return Built(None, reason)
     compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
-        return Built(None, NO_COMPILER)
+        return Built(None, NO_COMPILER, failed=True)
     try:
         return Built(_load(compiler, int(dtype == torch.bfloat16)), f"compiled with {compiler}")
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
-        return Built(None, f"{compiler} could not compile them: {said.strip()[:200]}")
+        why = f"{compiler} could not compile them: {said.strip()[:200]}"
+        return Built(None, why, failed=True)
 
 
 def _unsuited(dtype: torch.dtype) -> str:

@@ -111,7 +111,16 @@ class Kernels:
         plus: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x [B, in] times a packed weight, [B, columns]; plus a bias, float32 [columns], or plus
-        `plus` [B, columns]."""
+        `plus` [B, columns].
+
+        Raises ValueError for an x of another format or width than the weight's.
+        """
+        filled = -(-columns // LANES) * LANES
+        if x.dtype != packed.dtype or filled * x.shape[1] != packed.numel():
+            raise ValueError(
+                f"x of {x.dtype} {tuple(x.shape)} for a packed weight of {packed.dtype} with "
+                f"{packed.numel() // filled} columns; expected the same format and width"
+            )
         x = x if x.stride(1) == 1 else x.contiguous()
         out = x.new_empty(x.shape[0], columns)
         to = _Target(out.data_ptr(), columns)
@@ -141,7 +150,7 @@ class Kernels:
         """
         rows, vocabulary = logits.shape
         tokens, logprobs = torch.empty(rows, dtype=torch.long), torch.empty(rows)
-        uniforms = uniforms.contiguous()
+        uniforms = uniforms.to(torch.float32).contiguous()
         task = _Drawing(
             self.team(),
             logits.data_ptr(),

@@ -39,7 +39,8 @@ static int64_t find_token(const real *logits, float temperature, float most, int
 static void draw_row(const drawing *d, int row) {
   real *logits = d->logits + (int64_t)row * d->vocabulary;
   const float temperature = d->temperature;
-  for (int i = 0; i < d->forbidden_count; i++) logits[d->forbidden[i]] = narrow(-INFINITY);
+  for (int i = 0; i < d->forbidden_count; i++)
+    if (d->forbidden[i] < d->vocabulary) logits[d->forbidden[i]] = narrow(-INFINITY);
   float most = -INFINITY;
 #pragma omp simd reduction(max : most)
   for (int v = 0; v < d->vocabulary; v++) {

@@ -4,7 +4,6 @@
 #define HEADWATER_PRODUCTS_H
 
 #include <math.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 

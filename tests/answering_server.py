@@ -4,7 +4,9 @@
 Started in vLLM's place by naming it as the interpreter. HEADWATER_TEST_SERVER (JSON) says how it
 misbehaves: `busy` (how often it answers 503 first), `dies_after` (requests; only while the file
 `once` does not exist), `stale` (how many answers come from other weights), `silent` (it never
-listens), `slow` (seconds an answer takes), `info` (changes to what it says it is).
+listens), `slow` (seconds an answer takes), `info` (changes to what it says it is), `dies_taking`
+(it ends in the middle of weights that come through a link; while `once` does not exist),
+`forgets` (how many links it forgets before weights come).
 """
 
 import json
@@ -20,7 +22,12 @@ MISBEHAVES = json.loads(os.environ.get("HEADWATER_TEST_SERVER", "{}"))
 KEY = os.environ.get("VLLM_API_KEY", "")
 LOCK = threading.Lock()
 STATE = {"version": "default", "asked": 0, "at_once": 0, "most": 0, "loads": 0, "stale": 0}
+STATE |= {"joins": 0, "left": 0, "sums": []}
+LINK = []
 INFO = {
+    "protocol": 2,
+    "workers": 1,
+    "copies": 1,
     "vocab_size": 64,
     "max_model_len": 128,
     "max_logprobs": 64,
@@ -45,6 +52,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/headwater/join":
+            self.join(body)
+            return
+        if self.path == "/headwater/leave":
+            LINK.clear()
+            STATE["left"] += 1
+            self.answer(200, {})
+            return
+        if "plan" in body and not self.receive(body):
+            return
         if self.path == "/headwater/weights":
             STATE["version"] = body["version"]
             STATE["loads"] += 1
@@ -63,6 +80,31 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, self.generated(body))
         with LOCK:
             STATE["at_once"] -= 1
+
+    def join(self, terms):
+        import torch
+        from headwater_link import Receiver
+
+        LINK[:] = [Receiver(terms, 0, torch.device("cpu"))]
+        STATE["joins"] += 1
+        if STATE["joins"] <= MISBEHAVES.get("forgets", 0):
+            LINK.clear()
+        self.answer(200, {})
+
+    def receive(self, body):
+        """Take weights, and note their sum; whether they are there."""
+        if not LINK or LINK[0].name != body["link"]:
+            self.answer(500, {"error": "no link to a trainer"})
+            return False
+        once, total = Path(MISBEHAVES.get("once", "")), 0.0
+        for _, tensor in LINK[0].tensors(body["plan"]):
+            if MISBEHAVES.get("dies_taking") and not once.exists():
+                once.touch()
+                print("killed while it takes weights", flush=True)
+                os._exit(3)
+            total += float(tensor.double().sum())
+        STATE["sums"].append(total)
+        return True
 
     def maybe_die(self, asked):
         once = MISBEHAVES.get("once")

@@ -185,6 +185,7 @@ def test_a_server_that_never_answers_is_ended(
         ({"dtype": "bfloat16"}, "dtype bfloat16, expected float32"),
         ({"max_logprobs": 20}, "max_logprobs 20, expected 64 or more"),
         ({"vocab_size": 32}, "32 tokens, expected 60"),
+        ({"protocol": 1}, "extension with protocol 1, expected 2: start it again"),
         ("none", "extension"),
     ],
 )

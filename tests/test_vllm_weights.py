@@ -92,7 +92,7 @@ def test_weights_that_were_trained_on_are_not_given_again(servers: Servers) -> N
     servers.load(trainer.lent(), 0)
     _told_otherwise(servers)
     trainer.train()
-    with pytest.raises(StaleWeights, match=r"of version 0 again.*at version 1.*remove in_process"):
+    with pytest.raises(StaleWeights, match=r"of version 0 again.*at version 1.*transfer=folder"):
         _ask(servers)
     engine = _engine(servers)
     assert engine.version == "loading" and engine.loads == ["live"]
@@ -168,3 +168,21 @@ def test_a_sampler_lends_what_it_would_write_and_writes_nothing(
         own = {one.data_ptr() for one in model.parameters()}
         assert {one.data_ptr() for _, one in sampler.policy.tensors()} == own
     assert [one.name for one in scratch.rglob("*") if one.is_file()] == ["server.log"]
+
+
+def test_weights_in_parts_on_ranks_are_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they lie between a push and the next, when a server that was started again needs them."""
+    source = tmp_path / "source"
+    model = tiny_model("tiny:student", seed=1)
+    save_model(model, tiny_tokenizer(), source)
+    with ExitStack() as closing:
+        compute = Compute(device="cpu", precision="float32", rollouts=VLLM(transfer="ipc"))
+        serving = Serving(source, tmp_path, closing)
+        sampler = make_sampler(compute, model, SamplerSettings(1.0, 4, (2,), 60), serving)
+        assert isinstance(sampler, VLLMSampler)
+        assert len(list(sampler.policy.tensors())) > 10
+        monkeypatch.setattr("headwater.rollout.engines.DTensor", torch.nn.Parameter)
+        with pytest.raises(StaleWeights, match=r"in parts on the ranks.*transfer=folder"):
+            sampler.policy.tensors()

@@ -18,6 +18,7 @@ from headwater.engine.forward import load_engine_model
 from headwater.engine.packing import PackedGroup, pack
 from headwater.errors import StageError
 from headwater.losses.divergences import top_k_logprobs
+from headwater.rollout import vllm_link
 from headwater.rollout.engines import Serving, make_sampler
 from headwater.rollout.sampler import InProcessSampler, SampleRequest, SamplerSettings
 from headwater.rollout.scoring import FrozenModel
@@ -25,10 +26,12 @@ from headwater.rollout.vllm_process import ServerProcess
 from headwater.rollout.vllm_sampler import VLLMSampler
 from headwater.rollout.vllm_scoring import VLLMTeacher
 from headwater.rollout.vllm_servers import StaleWeights
+from headwater.rollout.vllm_weights import LiveWeights
 from headwater.types import FinishReason, Rollout
 
 END, VOCAB = 2, 60  # the model has 63 tokens: three of them stand for padding
 NOISE = 1e-4
+TRANSFERS = ("folder", "broadcast", "ipc")
 
 
 def _load(folder: Path) -> Any:
@@ -46,6 +49,7 @@ class Served:
     def __init__(self, model: Any, folder: Path, scratch: Path, server: ServerProcess) -> None:
         self.model, self.folder, self.scratch, self.server = model, folder, scratch, server
         self.version = 0
+        self.transfer: Any = "folder"
         self.closing = ExitStack()
 
     def sampler(self, **settings: Any) -> VLLMSampler:
@@ -54,6 +58,7 @@ class Served:
             urls=(self.server.url,),
             requests_in_flight=settings.pop("in_flight", 32),
             sleeps=settings.pop("sleeps", False),
+            transfer=self.transfer,
         )
         compute = Compute(device="cpu", precision="float32", rollouts=engine)
         serving = Serving(self.folder, self.scratch, self.closing, lambda: self.version)
@@ -183,7 +188,9 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(served: Served) -> None:
     assert chi2 < degrees + 4 * (2 * degrees) ** 0.5
 
 
-def test_new_weights_are_answered_with_and_named(served: Served) -> None:
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_new_weights_are_answered_with_and_named(served: Served, transfer: str) -> None:
+    served.transfer = transfer
     served.model = _load(served.folder)
     sampler = served.sampler()
     requests = _requests()
@@ -204,7 +211,11 @@ def test_new_weights_are_answered_with_and_named(served: Served) -> None:
         sampler._check_scores(8)
 
 
-def test_answers_of_weights_that_somebody_else_pushed_are_refused(served: Served) -> None:
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_answers_of_weights_that_somebody_else_pushed_are_refused(
+    served: Served, transfer: str
+) -> None:
+    served.transfer = transfer  # a link of one ends the other's, which is then made again
     mine, theirs = served.sampler(), served.sampler()
     requests = _requests(1)
     expected = [r.response_ids for r in _flat(mine.sample(requests))]
@@ -218,6 +229,44 @@ def test_answers_of_weights_that_somebody_else_pushed_are_refused(served: Served
     with pytest.raises(StaleWeights, match="nobody else gives weights to"):
         push_theirs()
         mine.sample(requests)
+
+
+@pytest.mark.parametrize("transfer", ["broadcast", "ipc"])
+def test_weights_from_memory_are_those_of_a_folder(
+    served: Served, transfer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks that cut tensors in pieces; nothing is written, the draws are the same."""
+    requests = _requests()
+    expected = [r.response_ids for r in _flat(served.sampler().sample(requests))]
+    monkeypatch.setitem(vllm_link._CHUNK_BYTES, "cpu", 1000)
+    served.transfer, served.scratch = transfer, served.scratch / "unwritten"
+    sampler = served.sampler()
+    assert [r.response_ids for r in _flat(sampler.sample(requests))] == expected
+    assert not list(served.scratch.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("transfer", ["broadcast", "ipc"])
+def test_a_push_that_breaks_leaves_a_server_nobody_believes(served: Served, transfer: str) -> None:
+    served.transfer = transfer
+    sampler, requests = served.sampler(), _requests(1)
+    expected = [r.response_ids for r in _flat(sampler.sample(requests))]
+    tensors = list(sampler.policy.tensors())
+
+    def broken() -> Iterator[tuple[str, torch.Tensor]]:
+        reads.append(1)
+        yield from tensors[:2]
+        if len(reads) % 2 == 0:  # every other one is for the plan
+            raise RuntimeError("out of something")
+        yield from tensors[2:]
+
+    reads: list[int] = []
+    with pytest.raises(StageError, match="out of something"):
+        sampler.servers.load(LiveWeights(broken, lambda: 1, 1), 1)
+    key = {"Authorization": f"Bearer {served.server.key}"}
+    answer = httpx2.get(f"{served.server.url}/headwater/info", headers=key)
+    assert answer.json()["version"] == "loading"
+    served.version = 2
+    assert [r.response_ids for r in _flat(sampler.sample(requests))] == expected
 
 
 def test_weights_that_cannot_be_read_leave_a_server_nobody_believes(
@@ -293,7 +342,9 @@ def test_top_k_is_that_of_a_frozen_model(served: Served, k: int) -> None:
     assert (found[0].logprobs_TK.diff(dim=-1) <= 0).all()
 
 
-def test_sampled_scores_are_those_of_a_frozen_model(served: Served) -> None:
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_sampled_scores_are_those_of_a_frozen_model(served: Served, transfer: str) -> None:
+    served.transfer = transfer
     pairs, batch = _pairs(served)
     teacher = VLLMTeacher(served.sampler().servers, served.folder, VOCAB).load()
     found = torch.cat([f.logprobs_T for f in teacher.sampled(pairs)])

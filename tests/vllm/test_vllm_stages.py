@@ -27,9 +27,9 @@ def _compute(**engines: Any) -> Compute:
     return Compute(device="cpu", precision="float32", **engines)
 
 
-def _asking(server: ServerProcess, key_variable: str = "VLLM_API_KEY") -> VLLM:
-    """An engine of the shared server's, whose key is in that environment variable."""
-    return VLLM(urls=(server.url,), requests_in_flight=16, key_variable=key_variable)
+def _asking(server: ServerProcess, **settings: Any) -> VLLM:
+    """An engine of the shared server's."""
+    return VLLM(urls=(server.url,), requests_in_flight=16, **settings)
 
 
 @pytest.fixture
@@ -87,11 +87,16 @@ class KillsServers(list[Mapping[str, Any]]):
             os.kill(server, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("transfer", ["folder", "ipc"])
 def test_a_server_killed_in_the_middle_changes_nothing(
-    tmp_path: Path, student: Path, student_engine: VLLM
+    tmp_path: Path, student: Path, student_engine: VLLM, transfer: Any
 ) -> None:
     expected = _grpo(tmp_path / "undisturbed", student, student_engine).start()
-    own = VLLM(python=os.environ["VLLM_PYTHON"], extra_args=("--served-model-name", "own-server"))
+    own = VLLM(
+        python=os.environ["VLLM_PYTHON"],
+        extra_args=("--served-model-name", "own-server"),
+        transfer=transfer,
+    )
     run = _grpo(tmp_path / "killed", student, own)
     run.progress = progress = KillsServers()
     run.start()
@@ -138,6 +143,7 @@ def test_opd_with_a_served_teacher_has_the_gradients_of_a_local_one(
     assert runs["served"].spent() == pytest.approx(runs["local"].spent())
 
 
+@pytest.mark.parametrize("transfer", ["folder", "broadcast", "ipc"])
 def test_opd_end_to_end_with_servers_for_both(
     tmp_path: Path,
     student: Path,
@@ -145,15 +151,19 @@ def test_opd_end_to_end_with_servers_for_both(
     student_server: ServerProcess,
     teacher_server: ServerProcess,
     monkeypatch: pytest.MonkeyPatch,
+    transfer: str,
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", student_server.key)
     monkeypatch.setenv("TEACHER_API_KEY", teacher_server.key)
     config = OPDStage(steps=8, prompts_per_step=8, group_size=4, lr=3e-3, targets=TopK(k=16))
     compute = _compute(
-        rollouts=_asking(student_server), scoring=_asking(teacher_server, "TEACHER_API_KEY")
+        rollouts=_asking(student_server, transfer=transfer),
+        scoring=_asking(teacher_server, transfer=transfer, key_variable="TEACHER_API_KEY"),
     )
     job = make_job("opd", config, tmp_path, model_dir=student, teacher_dir=teacher, compute=compute)
     metrics = Run(job).start().metrics()
+    written = list(job.checkpoint_dir.rglob("vllm-rollouts/weights/*.safetensors"))
+    assert bool(written) == (transfer == "folder")
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert max(row["sampler_gap"] for row in metrics) < 1e-4
 

@@ -41,5 +41,11 @@ def _secret_name(name: str) -> str:
     return name
 
 
+def is_here(url: str) -> bool:
+    """Whether an address is one by which a machine reaches itself."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 Url = Annotated[str, AfterValidator(_http_address)]
 KeyVariable = Annotated[str, AfterValidator(_secret_name)]

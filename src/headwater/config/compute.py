@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from headwater.config.addresses import KeyVariable, Url
+from headwater.config.addresses import KeyVariable, Url, is_here
 from headwater.config.base import Settings
 from headwater.config.distillation import _kind_shorthand, _tuple
 from headwater.config.evaluation import EvaluationSampling
@@ -39,7 +39,15 @@ _OURS = frozenset(
     }
 )
 #: Settings that mean nothing to vLLM in this process.
-_OF_SERVERS = ("urls", "key_variable", "python", "extra_args", "request_seconds", "startup_seconds")
+_OF_SERVERS = (
+    "urls",
+    "key_variable",
+    "python",
+    "transfer",
+    "extra_args",
+    "request_seconds",
+    "startup_seconds",
+)
 #: Kinds of stages that draw responses, and those that a teacher scores some for.
 _SAMPLES = frozenset({"grpo", "opd", "mixed", "teacher_rollouts", "evaluate", "probe"})
 _SCORES = frozenset({"opd", "mixed", "teacher_rollouts"})
@@ -60,11 +68,14 @@ class VLLM(Settings):
     in_process: no server, but vLLM's engine in this process. python: the interpreter of the
     environment that vLLM is installed in; this one by default. key_variable: the environment
     variable with the key of the servers at `urls`; a server of a stage's own has one that is made
-    for it. requests_in_flight: asked of each server at once. request_seconds, startup_seconds: how
-    long an answer and a start may take. max_model_len: tokens of prompt and response together; the
-    model's own by default. gpu_memory_utilization: share of a device's memory; on a CPU
-    cpu_cache_gib counts instead. sleeps: between rollouts its weights and cache leave the device's
-    memory, for a trainer on the same device. extra_args: more of the server's own command line.
+    for it. transfer: how weights get to servers: as a folder that they read; by a broadcast of
+    torch.distributed (NCCL between GPUs, gloo between CPUs); or through memory of one GPU, or one
+    machine, that both sides map. requests_in_flight: asked of each server at once. request_seconds,
+    startup_seconds: how long an answer and a start may take. max_model_len: tokens of prompt and
+    response together; the model's own by default. gpu_memory_utilization: share of a device's
+    memory; on a CPU cpu_cache_gib counts instead. sleeps: between rollouts its weights and cache
+    leave the device's memory, for a trainer on the same device. extra_args: more of the server's
+    own command line.
     """
 
     kind: Literal["vllm"] = "vllm"
@@ -72,6 +83,7 @@ class VLLM(Settings):
     urls: Annotated[tuple[Url, ...], BeforeValidator(_tuple)] = ()
     key_variable: KeyVariable = "VLLM_API_KEY"
     python: str | None = None
+    transfer: Literal["folder", "broadcast", "ipc"] = "folder"
     requests_in_flight: Annotated[int, Field(ge=1, le=4096)] = 128
     request_seconds: PositiveFloat = 1800.0
     startup_seconds: PositiveFloat = 600.0
@@ -89,6 +101,12 @@ class VLLM(Settings):
             raise ValueError(
                 f"extra_args={list(self.extra_args)} with urls: expected servers that are started "
                 "here; give the arguments to the servers themselves, or remove urls"
+            )
+        far = [url for url in self.urls if not is_here(url)] if self.transfer == "ipc" else []
+        if far:
+            raise ValueError(
+                f"transfer=ipc with {far[0]}: expected servers of this machine (localhost), since "
+                "both sides map the same memory; use transfer=broadcast, or a folder that both see"
             )
         names = {argument.split("=")[0] for argument in self.extra_args}
         ours = sorted(names & _OURS)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from headwater.config.compute import VLLM, Compute
 from headwater.engine.forward import head_weight
@@ -28,7 +29,7 @@ from headwater.rollout.scoring import FrozenModel
 from headwater.rollout.vllm_process import ServerSettings
 from headwater.rollout.vllm_sampler import VLLMSampler
 from headwater.rollout.vllm_scoring import VLLMTeacher
-from headwater.rollout.vllm_servers import Servers
+from headwater.rollout.vllm_servers import Servers, StaleWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,7 +137,15 @@ class _ModelPolicy:
         return dict(self.model.named_parameters(remove_duplicate=False))
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(once_each(self._state()).items())
+        """Raises StaleWeights where ranks hold parts of them: after the push, until the next."""
+        state = self._state()
+        if any(isinstance(tensor, DTensor) for tensor in state.values()):
+            raise StaleWeights(
+                "vLLM needs weights again (it was started again, or answered with others) that lie "
+                "in parts on the ranks by now: run again, which continues from the last "
+                "checkpoint, or choose transfer=folder, where they are kept"
+            )
+        return iter(once_each(state).items())
 
     def write(self, folder: Path) -> Path:
         save_weights(self._state(), folder / "weights" / "model.safetensors")

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx2
 
 from headwater.errors import StageError
+from headwater.rollout.vllm_extension.headwater_vllm import PROTOCOL
 
 #: Waits between tries in seconds: a server that was restarted by its owner is back by then.
 _WAITS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
@@ -35,13 +37,18 @@ class ServerDied(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server says it is."""
+    """What a server says it is.
+
+    workers: processes that share the model. copies: engines behind the address, with all of it.
+    """
 
     vocab_size: int
     max_model_len: int
     max_logprobs: int
     logprobs_mode: str
     dtype: str
+    workers: int = 1
+    copies: int = 1
 
 
 class VLLMClient:
@@ -85,6 +92,11 @@ class VLLMClient:
     def info(self) -> ServerInfo:
         """What the server is. Raises StageError for one that lacks our extension."""
         found = self._ask("GET", "/headwater/info", None)
+        if found["protocol"] != PROTOCOL:
+            raise StageError(
+                f"{self.url} runs headwater's extension with protocol {found['protocol']}, "
+                f"expected {PROTOCOL}: start it again with this version's on its PYTHONPATH"
+            )
         names = ServerInfo.__dataclass_fields__
         return ServerInfo(**{name: found[name] for name in names})
 
@@ -92,6 +104,20 @@ class VLLMClient:
         """Let it answer with the weights of the safetensors in `folder`, as `version`."""
         body = {"folder": folder, "version": version, "vocab_size": vocab_size}
         self._ask("POST", "/headwater/weights", body)
+
+    def join(self, terms: Json) -> None:
+        """Let its workers join a link with these terms; answers when they have."""
+        self._ask("POST", "/headwater/join", terms, again=False)
+
+    def receive(self, link: str, plan: Sequence[Any], version: str, vocab_size: int) -> None:
+        """Let it answer with the weights that come through the link so named, as `version`."""
+        body = {"link": link, "plan": plan, "version": version, "vocab_size": vocab_size}
+        self._ask("POST", "/headwater/weights", body, again=False)
+
+    def leave(self) -> None:
+        """Let its workers leave the link, if the server is there to be told."""
+        with suppress(StageError, ServerDied):
+            self._ask("POST", "/headwater/leave", {}, again=False)
 
     def sleep(self) -> None:
         """Let it move its weights to the host's memory and forget its cache; it answers nothing."""
@@ -115,10 +141,12 @@ class VLLMClient:
         asked = [self._threads.submit(one, p) for p in places if answers[p] is None]
         all_of(asked)
 
-    def _ask(self, method: Literal["GET", "POST"], path: str, body: Json | None) -> Any:
-        """The answer's content, asked for as often as is worth it."""
-        failed = ""
-        for pause in (*_WAITS, None):
+    def _ask(
+        self, method: Literal["GET", "POST"], path: str, body: Json | None, *, again: bool = True
+    ) -> Any:
+        """The answer's content, asked for as often as is worth it; once where not `again`."""
+        failed, waits = "", _WAITS if again else ()
+        for pause in (*waits, None):
             try:
                 answer = self._http.request(method, path, json=body)
             except httpx2.TimeoutException as error:
@@ -135,19 +163,24 @@ class VLLMClient:
                 if answer.status_code not in _BUSY:
                     self._refuse(path, answer)
                 failed = f"it answers {answer.status_code}"
-            self._look(failed)
+            self._look(failed, 0.0 if again else _DYING_SECONDS)
             if pause is not None:
                 time.sleep(pause)
-        seconds = sum(_WAITS)
+        seconds = sum(waits)
         raise StageError(
             f"{self.url}: {failed}, for {seconds:.0f} seconds; start the server again, correct "
             f"compute.rollouts.urls, or lower requests_in_flight{self._quoted()}"
         )
 
-    def _look(self, failed: str) -> None:
-        """Raises ServerDied where the server's process is ours and has ended."""
-        if self._is_alive is not None and not self._is_alive():
-            raise ServerDied(f"{self.url} is gone ({failed}){self._quoted()}")
+    def _look(self, failed: str, seconds: float = 0.0) -> None:
+        """Raises ServerDied where the server's process is ours and ends within so many seconds."""
+        until = time.monotonic() + seconds
+        while self._is_alive is not None:
+            if not self._is_alive():
+                raise ServerDied(f"{self.url} is gone ({failed}){self._quoted()}")
+            if time.monotonic() >= until:
+                return
+            time.sleep(0.1)
 
     def _refuse(self, path: str, answer: httpx2.Response) -> None:
         """Say what an answer that is none means. Raises ServerDied and StageError."""
@@ -164,10 +197,8 @@ class VLLMClient:
                 "with; start it as docs/clusters.md says, or remove urls and let each stage start "
                 "its own"
             )
-        until = time.monotonic() + _DYING_SECONDS
-        while answer.status_code == 500 and self._is_alive and time.monotonic() < until:
-            self._look(said)
-            time.sleep(0.1)
+        if answer.status_code == 500:
+            self._look(said, _DYING_SECONDS)
         raise StageError(
             f"{self.url} answers {answer.status_code} to {path}: {said}; correct what it says, or "
             f"use compute.rollouts: in_process (compute.scoring for a teacher){self._quoted()}"

@@ -57,8 +57,8 @@ class Policy(Protocol):
 class VLLMSampler:
     """Asks servers for rollouts; gives them the policy's weights whenever these have changed.
 
-    dtype: of the servers' weights. scratch: where weights are written for servers; vLLM in this
-    process takes them from memory.
+    dtype: of the servers' weights. scratch: where weights are written for servers that read them
+    from a folder.
     """
 
     servers: Servers
@@ -111,7 +111,7 @@ class VLLMSampler:
         ]
 
     def _weights(self, version: int) -> Weights:
-        if self.servers.in_process:
+        if self.servers.take_tensors:
             return LiveWeights(self.policy.tensors, self.policy.version, version)
         return self.policy.write(self.scratch)
 

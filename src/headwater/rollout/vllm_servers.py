@@ -13,9 +13,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 from headwater.config.compute import VLLM
 from headwater.errors import StageError
 from headwater.rollout.vllm_client import Json, ServerDied, ServerInfo, VLLMClient
+from headwater.rollout.vllm_link import Link
 from headwater.rollout.vllm_local import VLLMLocal
 from headwater.rollout.vllm_process import ServerProcess, ServerSettings
 from headwater.rollout.vllm_weights import LiveWeights, StaleWeights, Weights
@@ -42,6 +45,7 @@ class Servers:
         self._process: ServerProcess | None = None
         self._clients: list[Client] = []
         self._info: ServerInfo | None = None
+        self._link: Link | None = None
         self._loaded: tuple[Weights, int] | None = None
         self._stream = secrets.token_hex(8)  # two stages' versions of one number are not one
         self._after_load: Callable[[], None] | None = None
@@ -62,14 +66,14 @@ class Servers:
         return self._info
 
     @property
-    def in_process(self) -> bool:
-        """Whether this is vLLM here, which takes live weights and needs no folder."""
-        return self._engine.in_process
+    def take_tensors(self) -> bool:
+        """Whether live weights are taken from this process, so that no folder is needed."""
+        return self._engine.in_process or self._engine.transfer != "folder"
 
     def load(
         self, weights: Weights, version: int, after_load: Callable[[], None] | None = None
     ) -> None:
-        """Let every server answer with these weights; live ones only where vLLM is `in_process`.
+        """Let every server answer with these weights; live ones only where they `take_tensors`.
 
         after_load: called when they are there, now and after every later restart. A folder has to
         stay as it is until the next call; live weights may change, and are then not given again.
@@ -111,6 +115,9 @@ class Servers:
 
     def close(self) -> None:
         """End our own server and all connections."""
+        if self._link is not None:
+            (self._link.leave if self._engine.urls else self._link.close)()
+            self._link = None
         for client in self._clients:
             client.close()
         self._clients = []
@@ -143,12 +150,46 @@ class Servers:
         def give(client: Client, _: int) -> None:
             if isinstance(client, VLLMLocal):
                 return client.load(weights, label, vocab_size)
-            assert not isinstance(weights, LiveWeights), "servers take a folder"
+            assert not isinstance(weights, LiveWeights), "needs transfer=broadcast or ipc"
             return client.load(str(weights.resolve()), label, vocab_size)
 
-        self._everywhere(give)
+        if self._engine.transfer == "folder":
+            self._everywhere(give)
+        else:
+            self._give_through_link(weights, label, vocab_size)
         if self._after_load is not None:
             self._after_load()
+
+    def _give_through_link(self, weights: Weights, label: str, vocab_size: int) -> None:
+        """Through the link, and a new one where that fails: a server may have been started again,
+        or joined another's. Weights that have changed are given to nobody."""
+        had = self._link is not None
+        try:
+            self._give_once(weights, label, vocab_size)
+        except StageError as error:
+            if not had or isinstance(error, StaleWeights):
+                raise
+            self._give_once(weights, label, vocab_size)
+
+    def _give_once(self, weights: Weights, label: str, vocab_size: int) -> None:
+        try:
+            self._link = self._link or self._joined()
+            self._link.give(weights, label, vocab_size)
+        except BaseException:
+            if self._link is not None:
+                self._link.close()
+                self._link = None
+            raise
+
+    def _joined(self) -> Link:
+        clients = [one for one in self._running() if isinstance(one, VLLMClient)]
+        device = torch.device("cpu" if self._settings.on_cpu else "cuda")
+        return Link(
+            self._engine.transfer,
+            device,
+            [(client, client.info()) for client in clients],
+            seconds=self._engine.request_seconds,
+        )
 
     def _everywhere(self, do: Callable[[Client, int], Any]) -> None:
         clients = self._running()

@@ -36,10 +36,10 @@ class LiveWeights:
         """
         if (present := self.present()) != self.version:
             raise StaleWeights(
-                f"vLLM in this process needs the weights of version {self.version} again, and the "
-                f"model is at version {present}; expected an engine that nobody else gives weights "
-                "to: run again, which continues from the last checkpoint, or remove in_process, "
-                "since servers keep their weights in a folder"
+                f"vLLM needs the weights of version {self.version} again (it was started again, or "
+                f"answered with others), and the model is at version {present}: run again, which "
+                "continues from the last checkpoint, or choose servers with transfer=folder "
+                "(without in_process), where every version's weights are kept until the next"
             )
 
 

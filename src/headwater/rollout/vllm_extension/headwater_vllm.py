@@ -9,7 +9,10 @@ or its dependencies is imported here, and nothing of vLLM either. Start a server
 /inference only, not what changes weights) and adds
 
     GET  /headwater/info     what the server is: dtype, limits, how it counts log-probabilities
-    POST /headwater/weights  {"folder", "version", "vocab_size"}: load, then answer as `version`
+    POST /headwater/weights  {"folder", "version", "vocab_size"}: load, then answer as `version`;
+                             with "link" and "plan" instead of "folder" what comes through it
+    POST /headwater/join     a link's terms (`headwater_link.py`): the workers join it
+    POST /headwater/leave    they leave it
     POST /headwater/sleep    weights to the host's memory, keys and values forgotten
     POST /headwater/wake     back again
 
@@ -17,10 +20,10 @@ Every answer of /inference/v1/generate carries the version of the weights of eac
 which the engine itself attaches between its steps. While weights are being loaded the engine is
 paused and its version is LOADING, so that a failed load leaves a server that nobody believes.
 
-Weights travel as a folder of safetensors that the server can read, or as tensors where the engine
-is in the trainer's process. vLLM's own transfers between devices (nccl, ipc) are not used. Sleeping
-frees memory on devices only: on a CPU, where it is tested, vLLM stops and goes on, and keeps its
-memory. None of this has been run on a GPU.
+Weights travel as a folder of safetensors that the server can read, through a link from memory to
+memory, or as tensors where the engine is in the trainer's process. Sleeping frees memory on devices
+only: on a CPU, where it is tested, vLLM stops and goes on, and keeps its memory. None of this has
+been run on a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 #: Raised whenever what this module answers or expects changes.
-PROTOCOL = 1
+PROTOCOL = 2
 #: The version of a server whose weights are half loaded.
 LOADING = "loading"
 #: Head outputs computed both ways differ by rounding; by this share of the largest, by old weights.
@@ -50,13 +53,33 @@ class WeightsExtension:
     """Methods that vLLM adds to its worker, called through `collective_rpc`."""
 
     model_runner: Any
+    rank: int
+    device: Any
+    headwater_link: Any = None
 
     def headwater_load(self, folder: str, vocab_size: int) -> dict[str, float]:
         """Load every tensor of the safetensors in `folder`; otherwise as `headwater_take`."""
-        files = sorted(Path(folder).glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"{folder}: no *.safetensors there that this server can read")
-        return _load_into(self.model_runner, _tensors(files), vocab_size)
+        return _load_into(self.model_runner, tensors_in(folder), vocab_size)
+
+    def headwater_join(self, terms: dict[str, Any]) -> None:
+        """Join the trainer's link, and leave the one before."""
+        from headwater_link import Receiver
+
+        self.headwater_leave()
+        self.headwater_link = Receiver(terms, self.rank, self.device)
+
+    def headwater_leave(self) -> None:
+        """Leave the link; harmless without one."""
+        if self.headwater_link is not None:
+            self.headwater_link.close()
+        self.headwater_link = None
+
+    def headwater_receive(self, source: dict[str, Any], vocab_size: int) -> dict[str, float]:
+        """Load the tensors of a plan from the link of that name; otherwise as `headwater_take`."""
+        link = self.headwater_link
+        if link is None or link.name != source["link"]:
+            raise ValueError("no link to this trainer: it was left, or another trainer has one")
+        return _load_into(self.model_runner, link.tensors(source["plan"]), vocab_size)
 
     def headwater_take(
         self, tensors: Iterable[tuple[str, Any]], vocab_size: int
@@ -107,9 +130,13 @@ def _memory(tensor: Any) -> int:
     return int(tensor.untyped_storage().data_ptr())
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
+def tensors_in(folder: str) -> Iterator[tuple[str, Any]]:
+    """Every tensor of the safetensors in `folder`. Raises ValueError where there is none."""
     from safetensors import safe_open
 
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no *.safetensors there that this server can read")
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
@@ -156,6 +183,8 @@ class Gate:
         self._routes = {
             ("GET", "/headwater/info"): _info,
             ("POST", "/headwater/weights"): _load,
+            ("POST", "/headwater/join"): _join,
+            ("POST", "/headwater/leave"): _leave,
             ("POST", "/headwater/sleep"): _sleep,
             ("POST", "/headwater/wake"): _wake,
         }
@@ -185,7 +214,11 @@ class Gate:
 
 async def _info(engine: Any, _body: Any) -> dict[str, Any]:
     config = engine.vllm_config
-    model, scheduler = config.model_config, config.scheduler_config
+    model, scheduler, parallel = (
+        config.model_config,
+        config.scheduler_config,
+        config.parallel_config,
+    )
     return {
         "protocol": PROTOCOL,
         "version": await engine.get_weight_version(),
@@ -195,22 +228,37 @@ async def _info(engine: Any, _body: Any) -> dict[str, Any]:
         "logprobs_mode": str(model.logprobs_mode),
         "dtype": str(model.dtype).removeprefix("torch."),
         "max_num_seqs": scheduler.max_num_seqs,
+        "workers": parallel.world_size,
+        "copies": parallel.data_parallel_size,
     }
 
 
 async def _load(engine: Any, body: Any) -> dict[str, Any]:
     """Load weights between two steps of the engine, and forget all keys and values of old ones."""
-    folder, version, vocab_size = body["folder"], str(body["version"]), int(body["vocab_size"])
+    version, vocab_size = str(body["version"]), int(body["vocab_size"])
+    method, source = "headwater_load", body.get("folder")
+    if "plan" in body:
+        method, source = "headwater_receive", {"link": body["link"], "plan": body["plan"]}
     await engine.pause_generation(mode="wait", clear_cache=True)
     try:
         await engine.update_weight_version(LOADING)
-        reports = await engine.collective_rpc("headwater_load", args=(folder, vocab_size))
+        reports = await engine.collective_rpc(method, args=(source, vocab_size))
         if not await engine.reset_prefix_cache():
             raise RuntimeError("the prefix cache still holds keys and values of the old weights")
         await engine.update_weight_version(version)
     finally:
         await engine.resume_generation()
     return {"version": version, "head_gap": max(one["head_gap"] for one in reports)}
+
+
+async def _join(engine: Any, body: Any) -> dict[str, Any]:
+    await engine.collective_rpc("headwater_join", args=(body,))
+    return {"joined": True}
+
+
+async def _leave(engine: Any, _body: Any) -> dict[str, Any]:
+    await engine.collective_rpc("headwater_leave")
+    return {"joined": False}
 
 
 async def _sleep(engine: Any, _body: Any) -> dict[str, Any]:

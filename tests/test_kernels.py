@@ -226,6 +226,28 @@ def test_without_a_compiler(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert line.health is doctor.Health.NOTE and "install a C compiler" in line.cure
 
 
+@pytest.mark.usefixtures("kernels")
+def test_they_are_worth_their_while(dtype: torch.dtype) -> None:
+    """A compiler that keeps vectors in memory makes them fifteen times slower than torch: it has
+    happened, and no other test saw it. The best of several goes, since others may compute too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert max(calls.beside_torch(dtype) or 0.0 for _ in range(5)) > 0.5
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_doctor_says_how_fast_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_built", lambda dtype: build.Built(object(), "compiled"))  # type: ignore[arg-type]
+    for speed, said in ((1.4, "compiled, 1.4 times torch's speed"), (0.3, "0.3 times")):
+        monkeypatch.setattr(calls, "beside_torch", lambda dtype, speed=speed: speed)
+        line = doctor._kernels()
+        assert said in line.found
+        assert (line.health is doctor.Health.OK) == (speed > 1)
+        assert ("HEADWATER_KERNELS=0" in line.cure) == (speed < 1)
+
+
 def test_where_they_can_be_compiled_they_are() -> None:
     """Or else every test here would be skipped and none fail."""
     for dtype in FORMATS:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from headwater.engine.decoding import DecodeLayout
-from headwater.engine.kernel_calls import LANES, Kernels, Team
+from headwater.engine.kernel_calls import Kernels, Team
 from headwater.engine.packed_layer import PackedLayer
 from headwater.engine.packed_linear import PackedLinear
 from headwater.engine.recording import RecordedForward, RecordedShape
@@ -59,13 +59,17 @@ class _Step(ctypes.Structure):
     )
 
 
+#: Heads are whole vectors on every processor.
+_HEAD_MULTIPLE = 16
+
+
 def can_step(layers: Sequence[PackedLayer]) -> bool:
     """Whether the compiled kernels go through these layers: they are packed for them and alike,
     with heads of whole vectors."""
     kinds = {(astuple(layer.shape), layer.head_norms is None) for layer in layers}
     sizes = {tuple(one.columns for one in _linears(layer)) for layer in layers}
     packed = all(one.kernels is not None for layer in layers for one in _linears(layer))
-    whole = all(layer.shape.head_dim % LANES == 0 for layer in layers)
+    whole = all(layer.shape.head_dim % _HEAD_MULTIPLE == 0 for layer in layers)
     return packed and whole and len(kinds) == len(sizes) == 1
 
 

@@ -82,21 +82,30 @@ INLINE void turn(real *head, const float *norm, const step *s, int row, float sc
 INLINE void sum_four(const lanes *of, float *sums) {
 #if HAS_SHUFFLES
 #define FOLD __builtin_shufflevector
+#if LANES == 16
   const lanes ab = FOLD(of[0], of[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
                    FOLD(of[0], of[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   const lanes cd = FOLD(of[2], of[3], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
                    FOLD(of[2], of[3], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   const lanes all = FOLD(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
                     FOLD(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  const half_lanes half = FOLD(all, all, 0, 1, 2, 3, 4, 5, 6, 7) +
-                          FOLD(all, all, 8, 9, 10, 11, 12, 13, 14, 15);
-  const quarter_lanes four = FOLD(half, half, 0, 1, 2, 3) + FOLD(half, half, 4, 5, 6, 7);
+  const eight half = FOLD(all, all, 0, 1, 2, 3, 4, 5, 6, 7) +
+                     FOLD(all, all, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  const lanes ab = FOLD(of[0], of[1], 0, 8, 2, 10, 4, 12, 6, 14) +
+                   FOLD(of[0], of[1], 1, 9, 3, 11, 5, 13, 7, 15);
+  const lanes cd = FOLD(of[2], of[3], 0, 8, 2, 10, 4, 12, 6, 14) +
+                   FOLD(of[2], of[3], 1, 9, 3, 11, 5, 13, 7, 15);
+  const eight half = FOLD(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+                     FOLD(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+#endif
+  const four whole = FOLD(half, half, 0, 1, 2, 3) + FOLD(half, half, 4, 5, 6, 7);
 #undef FOLD
-  memcpy(sums, &four, sizeof four);
+  *(four *)sums = whole;
 #else /* gcc before 12 */
   for (int i = 0; i < 4; i++) {
     float values[LANES], sum = 0.0f;
-    memcpy(values, &of[i], sizeof values);
+    *(lanes *)values = of[i];
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < LANES; j++) sum += values[j];
     sums[i] = sum;
@@ -108,19 +117,19 @@ INLINE void sum_four(const lanes *of, float *sums) {
 INLINE void score_four(int repeats, const float *queries, int dim, const real *const *keys,
                        float *scores, int64_t room) {
   lanes sums[4][4];
-#pragma GCC unroll 4
+  UNROLL(4)
   for (int r = 0; r < repeats; r++)
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int i = 0; i < 4; i++) sums[r][i] = (lanes){0};
   for (int j = 0; j < dim; j += LANES) {
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int i = 0; i < 4; i++) {
       const lanes key = wide_lanes(keys[i] + j);
-#pragma GCC unroll 4
+      UNROLL(4)
       for (int r = 0; r < repeats; r++) sums[r][i] += lanes_at(queries + r * dim + j) * key;
     }
   }
-#pragma GCC unroll 4
+  UNROLL(4)
   for (int r = 0; r < repeats; r++) sum_four(sums[r], scores + r * room);
 }
 
@@ -129,10 +138,10 @@ INLINE void score_four(int repeats, const float *queries, int dim, const real *c
 static void score_keys(const float *queries, int repeats, int dim, const real *keys, int count,
                        float *scores, int64_t room) {
   for (int t = 0; t < count; t += 4) {
-    const real *four[4];
-    for (int i = 0; i < 4; i++) four[i] = keys + (int64_t)(t + i < count ? t + i : t) * dim;
+    const real *here[4];
+    for (int i = 0; i < 4; i++) here[i] = keys + (int64_t)(t + i < count ? t + i : t) * dim;
     for (int r = 0; r < repeats; r += 4) {
-#define SCORE(n) score_four(n, queries + r * dim, dim, four, scores + r * room + t, room)
+#define SCORE(n) score_four(n, queries + r * dim, dim, here, scores + r * room + t, room)
       switch (repeats - r) {
         case 1: SCORE(1); break;
         case 2: SCORE(2); break;
@@ -144,19 +153,19 @@ static void score_keys(const float *queries, int repeats, int dim, const real *k
   }
 }
 
-/* Adds values [count, dim] by their weights to sixteen columns of `repeats` sums. */
+/* Adds values [count, dim] by their weights to LANES columns of `repeats` sums. */
 INLINE void add_lanes(int repeats, const float *weights, int64_t room, const real *values, int count,
                       int dim, float *sums) {
   lanes mine[4];
-#pragma GCC unroll 4
+  UNROLL(4)
   for (int r = 0; r < repeats; r++) mine[r] = lanes_at(sums + (int64_t)r * dim);
   for (int t = 0; t < count; t++) {
     const lanes value = wide_lanes(values + (int64_t)t * dim);
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int r = 0; r < repeats; r++) mine[r] += weights[r * room + t] * value;
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < repeats; r++) memcpy(sums + (int64_t)r * dim, &mine[r], sizeof(lanes));
+  UNROLL(4)
+  for (int r = 0; r < repeats; r++) *(lanes *)(sums + (int64_t)r * dim) = mine[r];
 }
 
 /* Adds values [count, dim] by their weights [repeats, room] to sums [repeats, dim]. */

@@ -3,12 +3,12 @@
 #ifndef HEADWATER_PRODUCTS_H
 #define HEADWATER_PRODUCTS_H
 
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #if HW_BF16
-#include <immintrin.h>
 typedef uint16_t real;
 #define PER_WORD 2 /* inner elements that lie together in a packed weight */
 #else
@@ -16,14 +16,18 @@ typedef float real;
 #define PER_WORD 1
 #endif
 
-#define LANES 16 /* columns of a packed block: one vector of float32 */
+/* LANES: columns of a packed block, one vector of float32. A vector wider than the processor's would
+   be kept in memory by the compiler, and every operation on it be ten times slower. */
 #if defined(__AVX512F__)
+#define LANES 16
 #define MOST_ROWS 8
 #define MOST_BLOCKS 3
 #else /* half as many registers of half the width */
+#define LANES 8
 #define MOST_ROWS 4
-#define MOST_BLOCKS 1
+#define MOST_BLOCKS 3
 #endif
+const int32_t hw_lanes = LANES;
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -31,12 +35,22 @@ typedef float real;
 #endif
 #endif
 
+/* Before a loop of at most n turns: all of them written out, so that its arrays become registers. */
+#if defined(__clang__)
+#define UNROLL(n) _Pragma("clang loop unroll(full)")
+#else
+#define PRAGMA(words) _Pragma(#words)
+#define UNROLL(n) PRAGMA(GCC unroll n)
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
+/* Vectors may lie anywhere: they are read and written through these types, not by memcpy, which gcc
+   does in halves; the whole is then not there yet when it is read again. */
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t word_lanes __attribute__((vector_size(4 * LANES)));
-typedef uint16_t short_lanes __attribute__((vector_size(2 * LANES)));
-typedef float half_lanes __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
-typedef float quarter_lanes __attribute__((vector_size(LANES), aligned(4), may_alias));
+typedef uint16_t short_lanes __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 
 /* The OpenMP runtime that torch has loaded: its threads are ours, so that no two teams compete. */
 typedef struct {
@@ -80,18 +94,12 @@ INLINE float widen(real x) { return x; }
 INLINE real narrow(float x) { return x; }
 #endif
 
-INLINE lanes lanes_at(const float *at) {
-  lanes found;
-  memcpy(&found, at, sizeof found);
-  return found;
-}
+INLINE lanes lanes_at(const float *at) { return *(const lanes *)at; }
 
-/* Sixteen neighbours as float32. */
+/* Neighbours as float32. */
 INLINE lanes wide_lanes(const real *at) {
 #if HW_BF16
-  short_lanes narrow;
-  memcpy(&narrow, at, sizeof narrow);
-  return (lanes)(__builtin_convertvector(narrow, word_lanes) << 16);
+  return (lanes)(__builtin_convertvector(*(const short_lanes *)at, word_lanes) << 16);
 #else
   return lanes_at(at);
 #endif
@@ -143,8 +151,10 @@ INLINE lanes row_times(lanes sum, const real *x, lanes weight) {
   int32_t pair;
   memcpy(&pair, x, 4);
   return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weight);
+#elif LANES == 16 /* fused in every tile, or a row would depend on the rows beside it */
+  return (lanes)_mm512_fmadd_ps(_mm512_set1_ps(*x), (__m512)weight, (__m512)sum);
 #else
-  return sum + *x * weight;
+  return (lanes)_mm256_fmadd_ps(_mm256_set1_ps(*x), (__m256)weight, (__m256)sum);
 #endif
 }
 
@@ -175,23 +185,23 @@ static __attribute__((noinline)) void put(const float *sums, int rows, int block
 INLINE void tile(int rows, int blocks, const real *x, int64_t x_stride, const real *weight,
                  int inner, int first_column, int last_column, const target *to) {
   lanes sums[MOST_ROWS * MOST_BLOCKS];
-#pragma GCC unroll 24
+  UNROLL(24)
   for (int i = 0; i < rows * blocks; i++) sums[i] = (lanes){0};
   const int64_t block = (int64_t)inner * LANES;
   for (int k = 0; k < inner; k += PER_WORD) {
     lanes w[MOST_BLOCKS];
-#pragma GCC unroll 3
+    UNROLL(3)
     for (int b = 0; b < blocks; b++)
-      memcpy(&w[b], weight + b * block + (int64_t)k * LANES, sizeof(lanes));
-#pragma GCC unroll 8
+      w[b] = *(const lanes *)(weight + b * block + (int64_t)k * LANES);
+    UNROLL(8)
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
+      UNROLL(3)
       for (int b = 0; b < blocks; b++)
         sums[r * blocks + b] = row_times(sums[r * blocks + b], x + r * x_stride + k, w[b]);
   }
   float all[MOST_ROWS * MOST_BLOCKS * LANES];
-#pragma GCC unroll 24
-  for (int i = 0; i < rows * blocks; i++) memcpy(all + i * LANES, &sums[i], sizeof(lanes));
+  UNROLL(24)
+  for (int i = 0; i < rows * blocks; i++) *(lanes *)(all + i * LANES) = sums[i];
   put(all, rows, blocks, first_column, last_column, to);
 }
 

@@ -181,15 +181,23 @@ static __attribute__((noinline)) void put(const float *sums, int rows, int block
   }
 }
 
+/* The weights that come next are fetched while a tile computes, `step` bytes an inner element: the
+   first few rows of every few columns would else wait for memory, which then rests. */
+typedef struct {
+  const char *at;
+  int step;
+} ahead;
+
 /* `rows` rows by `blocks` blocks of columns: both are constants where this is inlined. */
 INLINE void tile(int rows, int blocks, const real *x, int64_t x_stride, const real *weight,
-                 int inner, int first_column, int last_column, const target *to) {
+                 int inner, ahead next, int first_column, int last_column, const target *to) {
   lanes sums[MOST_ROWS * MOST_BLOCKS];
   UNROLL(24)
   for (int i = 0; i < rows * blocks; i++) sums[i] = (lanes){0};
   const int64_t block = (int64_t)inner * LANES;
   for (int k = 0; k < inner; k += PER_WORD) {
     lanes w[MOST_BLOCKS];
+    __builtin_prefetch(next.at + (int64_t)k * next.step, 0, 2);
     UNROLL(3)
     for (int b = 0; b < blocks; b++)
       w[b] = *(const lanes *)(weight + b * block + (int64_t)k * LANES);
@@ -206,8 +214,9 @@ INLINE void tile(int rows, int blocks, const real *x, int64_t x_stride, const re
 }
 
 INLINE void rows_of_tile(int rows, int blocks, const real *x, int64_t x_stride, const real *weight,
-                         int inner, int first_column, int last_column, const target *to) {
-#define TILE(n) tile(n, blocks, x, x_stride, weight, inner, first_column, last_column, to)
+                         int inner, ahead next, int first_column, int last_column,
+                         const target *to) {
+#define TILE(n) tile(n, blocks, x, x_stride, weight, inner, next, first_column, last_column, to)
   switch (rows) {
     case 1: TILE(1); break;
     case 2: TILE(2); break;
@@ -237,13 +246,17 @@ static void product(const real *x, int64_t x_stride, int rows, const real *weigh
     const int end = begin + chunk < rows ? begin + chunk : rows;
     for (int b = first; b < last; b += MOST_BLOCKS) {
       const real *at = weight + (int64_t)b * inner * LANES;
-      for (int r = begin; r < end; r += MOST_ROWS) {
+      const int groups = (end - begin + MOST_ROWS - 1) / MOST_ROWS;
+      const int more = last - b > MOST_BLOCKS && groups > 1;
+      ahead next = {(const char *)(at + (more ? (int64_t)MOST_BLOCKS * inner * LANES : 0)), 0};
+      next.step = more ? (int)(MOST_BLOCKS * LANES * sizeof(real)) / groups : 0;
+      for (int r = begin; r < end; r += MOST_ROWS, next.at += (int64_t)inner * next.step) {
         const int count = end - r < MOST_ROWS ? end - r : MOST_ROWS;
         target here = to;
         here.out += r * to.out_stride;
         if (to.plus) here.plus += r * to.plus_stride;
 #define ROWS(n) \
-  rows_of_tile(count, n, x + r * x_stride, x_stride, at, inner, b * LANES, columns, &here)
+  rows_of_tile(count, n, x + r * x_stride, x_stride, at, inner, next, b * LANES, columns, &here)
         switch (last - b) {
           case 1: ROWS(1); break;
 #if MOST_BLOCKS > 1

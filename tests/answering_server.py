@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def join(self, terms):
         import torch
-        from headwater_link import Receiver
+        from headwater_vllm.link import Receiver
 
         LINK[:] = [Receiver(terms, 0, torch.device("cpu"))]
         STATE["joins"] += 1

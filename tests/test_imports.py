@@ -60,6 +60,8 @@ STAGES = {
     "mixed",
     "evaluate",
 }
+# A package that vLLM servers load by its last name: its modules find each other relatively.
+BY_ITSELF = "headwater.rollout.vllm_extension.headwater_vllm"
 # Packages of which one module at most may know.
 GUARDED = (
     "vllm",
@@ -137,7 +139,13 @@ def modules() -> dict[str, Path]:
 @cache
 def imports(module: str) -> tuple[Import, ...]:
     """Everything `module` imports; names of our own modules as far as they are modules."""
-    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    path = modules()[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if module.startswith(BY_ITSELF):
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                node.level, node.module = 0, f"{package}.{node.module}"
     return tuple(_walk(tree, lazy=False, typing=False))
 
 

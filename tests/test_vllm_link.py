@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from headwater.rollout.vllm_extension import headwater_link
-from headwater.rollout.vllm_extension.headwater_link import Receiver, Sender, own_address, plan_of
+from headwater.rollout.vllm_extension.headwater_vllm import link, memory
+from headwater.rollout.vllm_extension.headwater_vllm.link import Receiver, Sender, plan_of
+from headwater.rollout.vllm_extension.headwater_vllm.memory import own_address
 
 CPU = torch.device("cpu")
 KINDS = ("broadcast", "ipc")
@@ -28,7 +30,7 @@ class _End:
 
     def __init__(self, sender: Sender, rank: int) -> None:
         self._threads = ThreadPoolExecutor(1)
-        self.joined = self._threads.submit(Receiver, sender.terms(rank, 1), 0, CPU)
+        self.joined = self._threads.submit(Receiver, sender.terms(rank), 0, CPU)
 
     def take(self, plan: Any) -> Future[Named]:
         receiver = self.joined.result()
@@ -126,6 +128,98 @@ def _fails() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_that_fails_is_heard_by_all_others(kind: str) -> None:
+    """Its server may answer only when its other workers do."""
+    with _link(kind, workers=2, seconds=300.0) as (sender, (one, other)):
+        asked = one.take(plan_of(_tensors()))
+        other.joined.result().fail("out of something")
+        with pytest.raises(RuntimeError, match="out of something"):
+            sender.send(_tensors(), _watching([asked]))
+        assert asked.exception(20) is not None
+
+
+def test_a_worker_that_dies_before_the_group_is_made_ends_the_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Long before what is waited for otherwise."""
+    monkeypatch.setattr(memory, "_OPEN_SECONDS", 0.5)
+    sender = Sender("broadcast", CPU, "127.0.0.1", 1, chunk_bytes=CHUNK, seconds=300.0)
+    store = torch.distributed.TCPStore("127.0.0.1", sender.terms(1)["port"], is_master=False)
+    store.set("here/1", '{"device": "cpu", "id": ""}')  # and nothing more
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="timeout"):
+        sender.connect(lambda: None)
+    assert time.monotonic() - began < 20
+    sender.close()
+
+
+def test_opening_a_group_is_left_where_it_is_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of NCCL, which nothing else ends."""
+    released = threading.Event()
+    monkeypatch.setattr(memory, "_group", lambda *ends: released.wait(30))
+    with pytest.raises(KeyError, match="no such layer"):
+        memory.opened_group((None, 0, 2, CPU, "127.0.0.1", 1.0), _fails)
+    released.set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_goodbye_is_heard_though_an_error_keeps_the_store(kind: str) -> None:
+    """As a traceback does of the error that ended the trainer's part."""
+    with _link(kind, seconds=300.0) as (sender, (end,)):
+        held = sender._store
+        asked = end.take(plan_of(_tensors()))
+        sender.close()
+        assert "trainer has left" in str(asked.exception(20)) or kind == "broadcast"
+        assert held.check(["bye"])
+
+
+def test_a_worker_that_comes_when_the_trainer_is_gone_gives_up_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "_CONNECT_SECONDS", 0.5)
+    sender = Sender("ipc", CPU, "127.0.0.1", 1, chunk_bytes=CHUNK, seconds=300.0)
+    terms = sender.terms(1)
+    sender.close()
+    began = time.monotonic()
+    with pytest.raises(RuntimeError):
+        Receiver(terms, 0, CPU)
+    assert time.monotonic() - began < 30
+
+
+def test_memory_that_is_not_the_trainers_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where a server has a /dev/shm of its own: torch would make the file, full of zeros."""
+    with pytest.raises(ValueError, match=r"not to be seen here.*share /dev/shm"):
+        memory.mapped(tmp_path / "none", CHUNK)
+    assert not (tmp_path / "none").exists()
+    other = tmp_path / "other"
+    other.write_bytes(bytes(CHUNK))
+    monkeypatch.setattr(Sender, "_handle", lambda self: {"file": str(other)})
+    sender = Sender("ipc", CPU, "127.0.0.1", 1, chunk_bytes=CHUNK, seconds=20.0)
+    end = _End(sender, 1)
+    with pytest.raises(ValueError, match="another memory than the trainer's"):
+        sender.connect(_watching([end.joined]))
+    sender.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_that_came_otherwise_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL does not say of a broadcast that failed that it did."""
+    with _link(kind) as (sender, (end,)):
+        asked = end.take(plan_of(_tensors()))
+        monkeypatch.setattr(link, "sum_of", _counting())
+        with pytest.raises(ValueError, match=r"came with the sum .*, and was sent with"):
+            sender.send(_tensors(), _watching([asked]))
+
+
+def _counting() -> Callable[[torch.Tensor], int]:
+    """Another sum at every call: what was sent is never what came."""
+    calls = iter(range(1_000_000))
+    return lambda chunk: next(calls)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_workers_are_told_when_the_trainer_is_gone(kind: str) -> None:
     """In the middle of a push, long before what they would wait for."""
     with _link(kind, seconds=300.0) as (sender, (end,)):
@@ -153,14 +247,14 @@ def test_a_join_that_fails_ends_the_waiting(tmp_path: Path) -> None:
 
 def test_shared_memory_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[Path] = []
-    real = headwater_link._shared_file
+    real = memory.shared_file
 
     def noted(size: int) -> Path:
         made.append(real(size))
         assert made[-1].stat().st_mode & 0o777 == 0o600
         return made[-1]
 
-    monkeypatch.setattr(headwater_link, "_shared_file", noted)
+    monkeypatch.setattr(link, "shared_file", noted)
     with _link("ipc") as (sender, (end,)):
         assert made and not made[0].exists()  # both have it, nobody else can
         asked = end.take(plan_of(_tensors()))
@@ -196,7 +290,7 @@ def test_a_gpu_is_not_asked_for_what_it_cannot(
     """The refusal alone: no GPU takes part."""
     sender = Sender(kind, CPU, "127.0.0.1", 1, chunk_bytes=CHUNK, seconds=1.0)
     monkeypatch.setattr(sender, "_device", torch.device("cuda"))
-    monkeypatch.setattr(headwater_link, "_device_id", lambda device: "GPU-1")
+    monkeypatch.setattr(link, "device_id", lambda device: "GPU-1")
     assert message in sender._refused(workers)
     assert bool(sender._refused(workers)) == bool(message)
     sender.close()
@@ -214,8 +308,8 @@ def test_a_refusal_reaches_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_memory_handle_travels_as_text() -> None:
     parts = [b"\x00\xff", 12, True, b""]
-    told = [headwater_link._encoded(part) for part in parts]
-    assert [headwater_link._decoded(part) for part in told] == parts
+    told = [memory._encoded(part) for part in parts]
+    assert [memory._decoded(part) for part in told] == parts
 
 
 def test_the_address_to_a_peer_is_on_its_way() -> None:

@@ -27,6 +27,7 @@ _CONNECT_SECONDS = 10.0
 _BUSY = frozenset({429, 503})
 #: An engine that died answers with an error once, and its server then ends.
 _DYING_SECONDS = 5.0
+_LEAVE_SECONDS = 5.0
 
 Json = Mapping[str, Any]
 
@@ -115,9 +116,9 @@ class VLLMClient:
         self._ask("POST", "/headwater/weights", body, again=False)
 
     def leave(self) -> None:
-        """Let its workers leave the link, if the server is there to be told."""
-        with suppress(StageError, ServerDied):
-            self._ask("POST", "/headwater/leave", {}, again=False)
+        """Let its workers leave the link, if the server is there to be told, and soon."""
+        with suppress(httpx2.HTTPError):
+            self._http.post("/headwater/leave", json={}, timeout=_LEAVE_SECONDS)
 
     def sleep(self) -> None:
         """Let it move its weights to the host's memory and forget its cache; it answers nothing."""

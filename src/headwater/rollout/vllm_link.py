@@ -12,8 +12,9 @@ import torch
 from headwater.config.addresses import is_here
 from headwater.errors import StageError
 from headwater.rollout.vllm_client import ServerInfo, VLLMClient, all_of
-from headwater.rollout.vllm_extension.headwater_link import Sender, own_address, plan_of
 from headwater.rollout.vllm_extension.headwater_vllm import tensors_in
+from headwater.rollout.vllm_extension.headwater_vllm.link import Sender, plan_of
+from headwater.rollout.vllm_extension.headwater_vllm.memory import own_address
 from headwater.rollout.vllm_weights import LiveWeights, Weights
 
 #: Both sides have a buffer of this size beside the weights.
@@ -48,14 +49,17 @@ class Link:
         self._threads = ThreadPoolExecutor(len(servers), thread_name_prefix="vllm-link")
         urls = [client.url for client in self._clients]
         farthest = next((url for url in urls if not is_here(url)), urls[0])
-        self._sender = Sender(
-            transfer,
-            device,
-            own_address(urlsplit(farthest).hostname or ""),
-            sum(info.workers for _, info in servers),
-            chunk_bytes=_CHUNK_BYTES[device.type],
-            seconds=seconds,
-        )
+        try:
+            self._sender = Sender(
+                transfer,
+                device,
+                own_address(urlsplit(farthest).hostname or ""),
+                sum(info.workers for _, info in servers),
+                chunk_bytes=_CHUNK_BYTES[device.type],
+                seconds=seconds,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise StageError(f"transfer={transfer} to {self._named()}: {error}") from error
         try:
             self._join(servers)
         except BaseException:
@@ -88,8 +92,7 @@ class Link:
     def _join(self, servers: Sequence[tuple[VLLMClient, ServerInfo]]) -> None:
         asked, rank = [], 1
         for client, info in servers:
-            terms = self._sender.terms(rank, info.workers)
-            asked.append(self._threads.submit(client.join, terms))
+            asked.append(self._threads.submit(client.join, self._sender.terms(rank)))
             rank += info.workers
         self._while_asked(asked, lambda: self._sender.connect(_watching(asked)))
 

@@ -46,6 +46,9 @@ class Servers:
         self._clients: list[Client] = []
         self._info: ServerInfo | None = None
         self._link: Link | None = None
+        self._device = torch.device("cpu")  # where weights are that go through a link
+        if engine.transfer != "folder" and not settings.on_cpu:
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._loaded: tuple[Weights, int] | None = None
         self._stream = secrets.token_hex(8)  # two stages' versions of one number are not one
         self._after_load: Callable[[], None] | None = None
@@ -165,11 +168,13 @@ class Servers:
         or joined another's. Weights that have changed are given to nobody."""
         had = self._link is not None
         try:
-            self._give_once(weights, label, vocab_size)
-        except StageError as error:
-            if not had or isinstance(error, StaleWeights):
+            return self._give_once(weights, label, vocab_size)
+        except StaleWeights:
+            raise
+        except StageError:
+            if not had:
                 raise
-            self._give_once(weights, label, vocab_size)
+        return self._give_once(weights, label, vocab_size)
 
     def _give_once(self, weights: Weights, label: str, vocab_size: int) -> None:
         try:
@@ -183,10 +188,9 @@ class Servers:
 
     def _joined(self) -> Link:
         clients = [one for one in self._running() if isinstance(one, VLLMClient)]
-        device = torch.device("cpu" if self._settings.on_cpu else "cuda")
         return Link(
             self._engine.transfer,
-            device,
+            self._device,
             [(client, client.info()) for client in clients],
             seconds=self._engine.request_seconds,
         )

@@ -198,6 +198,9 @@ INLINE void tile(int rows, int blocks, const real *x, int64_t x_stride, const re
   for (int k = 0; k < inner; k += PER_WORD) {
     lanes w[MOST_BLOCKS];
     __builtin_prefetch(next.at + (int64_t)k * next.step, 0, 2);
+#if LANES == 16 /* more than a cache line at a time where there are few rows */
+    __builtin_prefetch(next.at + (int64_t)k * next.step + 64, 0, 2);
+#endif
     UNROLL(3)
     for (int b = 0; b < blocks; b++)
       w[b] = *(const lanes *)(weight + b * block + (int64_t)k * LANES);
@@ -247,9 +250,12 @@ static void product(const real *x, int64_t x_stride, int rows, const real *weigh
     for (int b = first; b < last; b += MOST_BLOCKS) {
       const real *at = weight + (int64_t)b * inner * LANES;
       const int groups = (end - begin + MOST_ROWS - 1) / MOST_ROWS;
-      const int more = last - b > MOST_BLOCKS && groups > 1;
-      ahead next = {(const char *)(at + (more ? (int64_t)MOST_BLOCKS * inner * LANES : 0)), 0};
-      next.step = more ? (int)(MOST_BLOCKS * LANES * sizeof(real)) / groups : 0;
+      const int left = last - b - MOST_BLOCKS, more = left < MOST_BLOCKS ? left : MOST_BLOCKS;
+      ahead next = {(const char *)at, 0};
+      if (more > 0 && groups > 1) {
+        next.at = (const char *)(at + (int64_t)MOST_BLOCKS * inner * LANES);
+        next.step = (int)(more * LANES * sizeof(real)) / groups;
+      }
       for (int r = begin; r < end; r += MOST_ROWS, next.at += (int64_t)inner * next.step) {
         const int count = end - r < MOST_ROWS ? end - r : MOST_ROWS;
         target here = to;

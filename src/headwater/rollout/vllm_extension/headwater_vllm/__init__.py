@@ -11,7 +11,7 @@ or its dependencies is imported here, and nothing of vLLM either. Start a server
     GET  /headwater/info     what the server is: dtype, limits, how it counts log-probabilities
     POST /headwater/weights  {"folder", "version", "vocab_size"}: load, then answer as `version`;
                              with "link" and "plan" instead of "folder" what comes through it
-    POST /headwater/join     a link's terms (`headwater_link.py`): the workers join it
+    POST /headwater/join     a link's terms (`link.py`): the workers join it
     POST /headwater/leave    they leave it
     POST /headwater/sleep    weights to the host's memory, keys and values forgotten
     POST /headwater/wake     back again
@@ -63,7 +63,7 @@ class WeightsExtension:
 
     def headwater_join(self, terms: dict[str, Any]) -> None:
         """Join the trainer's link, and leave the one before."""
-        from headwater_link import Receiver
+        from .link import Receiver
 
         self.headwater_leave()
         self.headwater_link = Receiver(terms, self.rank, self.device)
@@ -79,7 +79,21 @@ class WeightsExtension:
         link = self.headwater_link
         if link is None or link.name != source["link"]:
             raise ValueError("no link to this trainer: it was left, or another trainer has one")
-        return _load_into(self.model_runner, link.tensors(source["plan"]), vocab_size)
+        try:
+            return _load_into(self.model_runner, link.tensors(source["plan"]), vocab_size)
+        except BaseException as error:
+            self.headwater_link = None
+            link.fail(f"{type(error).__name__}: {error}")
+            raise
+
+    def headwater_told(self, method: str, *given: Any) -> dict[str, Any]:
+        """What a method above returns, or {"error": text}: of several workers of one server vLLM
+        would take one's error for the answer, and the others' answers for those to its next
+        question."""
+        try:
+            return {"answer": getattr(self, method)(*given)}
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def headwater_take(
         self, tensors: Iterable[tuple[str, Any]], vocab_size: int
@@ -242,7 +256,7 @@ async def _load(engine: Any, body: Any) -> dict[str, Any]:
     await engine.pause_generation(mode="wait", clear_cache=True)
     try:
         await engine.update_weight_version(LOADING)
-        reports = await engine.collective_rpc(method, args=(source, vocab_size))
+        reports = await _of_all(engine, method, source, vocab_size)
         if not await engine.reset_prefix_cache():
             raise RuntimeError("the prefix cache still holds keys and values of the old weights")
         await engine.update_weight_version(version)
@@ -251,13 +265,22 @@ async def _load(engine: Any, body: Any) -> dict[str, Any]:
     return {"version": version, "head_gap": max(one["head_gap"] for one in reports)}
 
 
+async def _of_all(engine: Any, method: str, *given: Any) -> list[Any]:
+    """What every worker's method returns. Raises RuntimeError with the first error of one."""
+    found = await engine.collective_rpc("headwater_told", args=(method, *given))
+    for one in found:
+        if "error" in one:
+            raise RuntimeError(one["error"])
+    return [one["answer"] for one in found]
+
+
 async def _join(engine: Any, body: Any) -> dict[str, Any]:
-    await engine.collective_rpc("headwater_join", args=(body,))
+    await _of_all(engine, "headwater_join", body)
     return {"joined": True}
 
 
 async def _leave(engine: Any, _body: Any) -> dict[str, Any]:
-    await engine.collective_rpc("headwater_leave")
+    await _of_all(engine, "headwater_leave")
     return {"joined": False}
 
 

@@ -56,8 +56,9 @@ class Handler(BaseHTTPRequestHandler):
             self.join(body)
             return
         if self.path == "/headwater/leave":
-            LINK.clear()
-            STATE["left"] += 1
+            if not LINK or body["link"] in (None, LINK[0].name):
+                LINK.clear()
+                STATE["left"] += 1
             self.answer(200, {})
             return
         if "plan" in body and not self.receive(body):

@@ -156,7 +156,7 @@ def test_a_link_that_a_server_forgot_is_made_again(
         servers.load(trainer.lent(), 0)
         assert servers._process is not None
         headers = {"Authorization": f"Bearer {servers._process.key}"}
-        httpx2.post(f"{servers._process.url}/headwater/leave", json={}, headers=headers)
+        httpx2.post(f"{servers._process.url}/headwater/leave", json={"link": None}, headers=headers)
         servers.load(trainer.lent(), 1)
         state = _own_state(servers)
     assert state["joins"] == 2 and state["sums"] == [4950.0, 4950.0]

@@ -115,10 +115,10 @@ class VLLMClient:
         body = {"link": link, "plan": plan, "version": version, "vocab_size": vocab_size}
         self._ask("POST", "/headwater/weights", body, again=False)
 
-    def leave(self) -> None:
-        """Let its workers leave the link, if the server is there to be told, and soon."""
+    def leave(self, link: str) -> None:
+        """Let its workers leave the link so named, if the server is there to be told, and soon."""
         with suppress(httpx2.HTTPError):
-            self._http.post("/headwater/leave", json={}, timeout=_LEAVE_SECONDS)
+            self._http.post("/headwater/leave", json={"link": link}, timeout=_LEAVE_SECONDS)
 
     def sleep(self) -> None:
         """Let it move its weights to the host's memory and forget its cache; it answers nothing."""

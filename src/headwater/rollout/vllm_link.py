@@ -79,15 +79,15 @@ class Link:
         _check(weights)
 
     def close(self) -> None:
-        """End it; servers that are there leave too."""
+        """End it; workers that wait for something are told so."""
         self._sender.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def leave(self) -> None:
-        """Ask the servers to forget it, which they outlive, and end it."""
-        for client in self._clients:
-            client.leave()
+        """End it, and ask servers that outlive it to forget it."""
         self.close()
+        for client in self._clients:
+            client.leave(self._sender.name)
 
     def _join(self, servers: Sequence[tuple[VLLMClient, ServerInfo]]) -> None:
         asked, rank = [], 1

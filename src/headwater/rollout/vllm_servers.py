@@ -118,9 +118,7 @@ class Servers:
 
     def close(self) -> None:
         """End our own server and all connections."""
-        if self._link is not None:
-            (self._link.leave if self._engine.urls else self._link.close)()
-            self._link = None
+        self._end_link()
         for client in self._clients:
             client.close()
         self._clients = []
@@ -181,10 +179,13 @@ class Servers:
             self._link = self._link or self._joined()
             self._link.give(weights, label, vocab_size)
         except BaseException:
-            if self._link is not None:
-                self._link.close()
-                self._link = None
+            self._end_link()
             raise
+
+    def _end_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            (link.leave if self._engine.urls else link.close)()
 
     def _joined(self) -> Link:
         clients = [one for one in self._running() if isinstance(one, VLLMClient)]

@@ -12,7 +12,7 @@ or its dependencies is imported here, and nothing of vLLM either. Start a server
     POST /headwater/weights  {"folder", "version", "vocab_size"}: load, then answer as `version`;
                              with "link" and "plan" instead of "folder" what comes through it
     POST /headwater/join     a link's terms (`link.py`): the workers join it
-    POST /headwater/leave    they leave it
+    POST /headwater/leave    {"link"}: they leave it, if they are in that one
     POST /headwater/sleep    weights to the host's memory, keys and values forgotten
     POST /headwater/wake     back again
 
@@ -68,11 +68,12 @@ class WeightsExtension:
         self.headwater_leave()
         self.headwater_link = Receiver(terms, self.rank, self.device)
 
-    def headwater_leave(self) -> None:
-        """Leave the link; harmless without one."""
-        if self.headwater_link is not None:
-            self.headwater_link.close()
-        self.headwater_link = None
+    def headwater_leave(self, name: str | None = None) -> None:
+        """Leave the link of that name, or any; harmless without one, and where another's is."""
+        link = self.headwater_link
+        if link is not None and name in (None, link.name):
+            link.close()
+            self.headwater_link = None
 
     def headwater_receive(self, source: dict[str, Any], vocab_size: int) -> dict[str, float]:
         """Load the tensors of a plan from the link of that name; otherwise as `headwater_take`."""
@@ -279,8 +280,8 @@ async def _join(engine: Any, body: Any) -> dict[str, Any]:
     return {"joined": True}
 
 
-async def _leave(engine: Any, _body: Any) -> dict[str, Any]:
-    await _of_all(engine, "headwater_leave")
+async def _leave(engine: Any, body: Any) -> dict[str, Any]:
+    await _of_all(engine, "headwater_leave", body["link"])
     return {"joined": False}
 
 

@@ -149,7 +149,6 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "base_url": "The server's address, up to /v1.",
         "api": "chat: its own template; completions: the student's token ids.",
         "key_variable": "Environment variable with the server's key.",
-        "transfer": "How weights get to servers: folder, broadcast or ipc.",
         "requests_in_flight": "Requests at once.",
         "request_seconds": "How long an answer may take.",
     },

@@ -32,6 +32,9 @@ from headwater.workflow.messages import (
 )
 from headwater.workflow.progress import ProgressView
 
+#: Under torchrun a worker lets the other ranks go, who would else wait for ever: also one that has
+#: only just been started for that, on a machine that is busy with other things.
+_PARTING_SECONDS = 600.0
 _LISTEN_SECONDS = 0.2
 #: Workers of this program that wait for its next run.
 KEPT = KeptWorkers()
@@ -110,8 +113,9 @@ class Executor:
         leaving = self._workers if exc else [w for w in self._workers if not self._keep(w)]
         for worker in leaving:
             worker.quit()
+        patience = QUIT_SECONDS if launched_rank() is None else _PARTING_SECONDS
         for worker in leaving:
-            worker.end(QUIT_SECONDS if exc is None else 0.0)
+            worker.end(patience if exc is None else 0.0)
         self._workers.clear()
         self._interrupts.__exit__(exc_type, exc, traceback)
 

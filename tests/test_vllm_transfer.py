@@ -3,8 +3,6 @@ vLLM; the link, its processes and its bytes are real."""
 
 from __future__ import annotations
 
-import json
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,28 +21,18 @@ from headwater.rollout import vllm_link
 from headwater.rollout.vllm_process import ServerProcess, ServerSettings
 from headwater.rollout.vllm_servers import Servers, StaleWeights
 from headwater.rollout.vllm_weights import LiveWeights
+from test_vllm_servers import _misbehave, settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
-STAND_IN = Path(__file__).with_name("answering_server.py")
+__all__ = ["settings"]  # the fixture
 KINDS = ("broadcast", "ipc")
 
 
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerSettings:
-    """Of the stand-in, with chunks that are smaller than the weights."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n', encoding="utf-8")
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller than the weights."""
     monkeypatch.setitem(vllm_link._CHUNK_BYTES, "cpu", 64)
-    return ServerSettings(
-        model=tmp_path,
-        log=tmp_path / "server.log",
-        dtype="float32",
-        on_cpu=True,
-        python=str(python),
-        startup_seconds=20.0,
-    )
 
 
 class _Trainer:
@@ -63,10 +51,6 @@ class _Trainer:
 
     def lent(self) -> LiveWeights:
         return LiveWeights(self.tensors, lambda: self.version, self.version)
-
-
-def _misbehave(monkeypatch: pytest.MonkeyPatch, **how: Any) -> None:
-    monkeypatch.setenv("HEADWATER_TEST_SERVER", json.dumps(how))
 
 
 def _ask(servers: Servers, count: int = 6) -> list[Any]:

@@ -119,7 +119,7 @@ def test_weights_from_memory_are_those_of_a_folder(results: Any, dtype: str) -> 
         assert _scores(found[name]) == _scores(found["lent"])
     before, after = _scores(found["first"]), _scores(found["lent"])
     assert max(abs(before[key] - after[key]) for key in before.keys() & after.keys()) > 0.1
-    assert "of version 1 again, and the model is at version 2" in found["stale"]
+    assert "of version 1 again" in found["stale"] and "is at version 2" in found["stale"]
 
 
 def test_an_engine_in_the_process_changes_no_number_of_a_trainer(results: Any) -> None:

@@ -325,6 +325,31 @@ def test_a_worker_that_dies_idle_is_replaced(tmp_path: Path) -> None:
     assert os.getpid() != first
 
 
+def test_under_torchrun_a_worker_has_time_to_let_the_other_ranks_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is started for that where nothing is left to do, and killed they would wait for ever."""
+    monkeypatch.setattr("headwater.workflow.executor.launched_rank", lambda: 0)
+    patience: list[float | None] = []
+
+    def launch(setup: WorkerSetup, descriptor: int, log: Path) -> WorkerProcess:
+        process = launch_worker(setup, descriptor, log)
+        waited = process.wait
+
+        def wait(timeout: float | None = None) -> int:
+            patience.append(timeout)
+            return waited(timeout)
+
+        monkeypatch.setattr(process, "wait", wait)
+        return process
+
+    study = prepare_study(validate_recipe(RECIPE | ARMS))
+    setup = WorkerSetup(run_dir=tmp_path, run_stage=FUNCTIONS.run_stage)
+    with Executor(study.graph, setup, 1, lambda _: None, ProgressView(study.graph), launch):
+        pass
+    assert patience and min(p for p in patience if p) >= 60
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 

@@ -36,6 +36,12 @@ def test_servers_of_a_stages_own_and_given_ones_read() -> None:
         ({"extra_args": ["--dtype=half"]}, ["['--dtype']", "remove them"]),
         ({"key_variable": "HOME"}, ["'HOME'", "TEACHER_API_KEY"]),
         ({"requests_in_flight": 0}, ["requests_in_flight = 0"]),
+        ({"transfer": "nccl"}, ["transfer", "nccl", "broadcast"]),
+        (
+            {"transfer": "ipc", "urls": ["http://127.0.0.1", "http://far"]},
+            ["http://far", "broadcast"],
+        ),
+        ({"transfer": "ipc", "in_process": True}, ["transfer with in_process=true"]),
     ],
 )
 def test_a_server_that_cannot_be_is_refused(engine: dict[str, Any], words: list[str]) -> None:
@@ -106,7 +112,7 @@ def test_a_server_is_not_shared_by_stages_or_models() -> None:
 def test_who_samples_shows_in_the_fingerprints_of_stages_that_sample() -> None:
     """And where servers are does not: only whose random numbers and rounding they are."""
     here, there = Compute(), Compute(rollouts=VLLM(), scoring=VLLM(urls=("http://h",)))
-    elsewhere = Compute(rollouts=VLLM(urls=("http://b",)), scoring=VLLM())
+    elsewhere = Compute(rollouts=VLLM(urls=("http://b",), transfer="broadcast"), scoring=VLLM())
     assert here.identity("grpo") == ["auto", "auto"] == there.identity("sft")
     assert there.identity("grpo") == ["auto", "auto", "rollouts=vllm"]
     assert there.identity("opd") == ["auto", "auto", "rollouts=vllm", "scoring=vllm"]

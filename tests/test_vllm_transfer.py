@@ -204,3 +204,13 @@ def test_an_error_of_this_side_is_said_and_nobody_waits(settings: ServerSettings
             servers.load(LiveWeights(breaks, lambda: 0, 0), 0)
         servers.load(trainer.lent(), 0)
         assert _own_state(servers)["sums"] == [4950.0]
+
+
+def test_a_link_knows_its_gpu_by_number(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group is made in a thread, where the GPU in use is the first, not the one that trains."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    on_gpu = replace(settings, on_cpu=False)
+    assert Servers(VLLM(transfer="broadcast"), on_gpu, 60)._device == torch.device("cuda", 3)
+    assert Servers(VLLM(transfer="ipc"), settings, 60)._device == torch.device("cpu")

@@ -265,9 +265,7 @@ static void product(const real *x, int64_t x_stride, int rows, const real *weigh
   rows_of_tile(count, n, x + r * x_stride, x_stride, at, inner, next, b * LANES, columns, &here)
         switch (last - b) {
           case 1: ROWS(1); break;
-#if MOST_BLOCKS > 1
           case 2: ROWS(2); break;
-#endif
           default: ROWS(MOST_BLOCKS); break;
         }
 #undef ROWS
